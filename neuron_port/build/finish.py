@@ -1,0 +1,25 @@
+#!/usr/bin/env python3
+"""Turns a portable neuron bundle into compiled NEFFs, and checks them on a device when there is one.
+
+    python build/finish.py --target inf2|trn1|trn2 [--kernels auto|on|off] [--jobs N] [--dry-run]
+
+Standard library only, Python 3.10 or newer: it runs inside the bundle, without neuron-port; its parts lie
+beside it in `finishing/`. The same file is also run by two other interpreters, because the `nki` and `nrtpy`
+wheels cannot share an environment: as `finish.py _kernel` in the NKI environment (--nki-python) and as
+`finish.py _device` in the nrtpy environment (--nrtpy-python).
+
+What was finished stays finished: a NEFF whose key and hash are right is skipped, so the same command
+continues an interrupted or failed run.
+
+Exit codes: 0 done, 2 usage, 3 environment or damaged bundle, 4 a graph did not compile, 5 the device
+disagrees with the reference, 130 interrupted.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 10):  # noqa: UP036  (instances bring older interpreters)
+        sys.exit("error: finish.py needs Python 3.10 or newer.")
+    from finishing.command import main
+
+    sys.exit(main())

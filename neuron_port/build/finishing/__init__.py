@@ -1,0 +1,1 @@
+"""What `finish.py` runs: standard library only, copied into every bundle beside it."""

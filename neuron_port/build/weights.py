@@ -1,0 +1,158 @@
+"""Puts a checkpoint's weights into a bundle: as copies, as links, or as a lock file that says what they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from neuron_port.build.artifact import GraphFiles
+from neuron_port.build.finishing.files import sha256_of
+from neuron_port.build.storage import write_arrays, write_json
+from neuron_port.errors import CheckpointError
+from neuron_port.types import Checkpoint
+
+WeightsMode = Literal["copy", "link", "reference"]
+LOCK = "weights.lock.json"
+DERIVED = "derived.safetensors"
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+
+
+def write_weights(
+    folder: Path,
+    *,
+    destination: Path,
+    checkpoint: Checkpoint,
+    mode: WeightsMode,
+    derived: Mapping[str, np.ndarray],
+    graphs: Sequence[GraphFiles],
+    source: str,
+) -> dict[str, Any]:
+    """Write `folder` (the bundle's weights/) and return the manifest's `weights` entry.
+
+    `destination` is where the bundle will stand, which decides how links are written.
+
+    Raises: CheckpointError when a graph reads a tensor that neither the checkpoint nor `derived` has.
+    """
+    folder.mkdir(parents=True)
+    shards = [] if checkpoint.random_weights else sorted(Path(checkpoint.directory).glob("*.safetensors"))
+    index = {name: entry for shard in shards for name, entry in _tensors(shard).items()}
+    if not checkpoint.random_weights:
+        _check_sources(graphs, index, derived, checkpoint)
+    elif missing := sorted(_derived_sources(graphs) - derived.keys()):
+        raise CheckpointError(f"Derived weights that a graph reads were not given: {', '.join(missing[:3])}")
+    files = [_place(shard, folder, destination, mode) for shard in shards]
+    hashes = {entry["name"]: entry["sha256"] for entry in files}
+    tensors = {name: entry | {"sha256": hashes[entry["file"]]} for name, entry in index.items()}
+    lock: dict[str, Any] = {
+        "source": source, "revision": checkpoint.revision, "random": checkpoint.random_weights, "files": files,
+        "tensors": tensors,
+    }  # fmt: skip
+    if checkpoint.random_weights:
+        lock["generated_by"] = (
+            f"neuron-port drew the weights of `{checkpoint.name}` from its configuration; revision "
+            f"{checkpoint.revision} names them. They prove the graphs and are of no use to anybody: none are stored."
+        )
+        lock["expected"] = checkpoint.weights
+    write_json(folder / LOCK, lock)
+    if derived:
+        write_arrays(folder / DERIVED, derived)
+        path = folder / DERIVED
+        files = [*files, {"name": DERIVED, "sha256": sha256_of(path), "bytes": path.stat().st_size}]
+    return {
+        "mode": mode,
+        "random": checkpoint.random_weights,
+        "bytes": sum(entry["bytes"] for entry in files),
+        "files": files,
+        "tied": _tied(checkpoint, index),
+    }
+
+
+def _tensors(shard: Path) -> dict[str, dict[str, Any]]:
+    """The header of a safetensors file: tensor name -> file, dtype, shape."""
+    try:
+        with shard.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+    except (struct.error, ValueError) as error:
+        raise CheckpointError(
+            f"`{shard.name}` is not a whole safetensors file", hint="Fetch it again."
+        ) from error
+    return {
+        name: {"file": shard.name, "dtype": entry["dtype"], "shape": entry["shape"]}
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _derived_sources(graphs: Sequence[GraphFiles]) -> set[str]:
+    sources = _sources(graphs)
+    return {name.removeprefix("derived:") for name in sources if name.startswith("derived:")}
+
+
+def _sources(graphs: Sequence[GraphFiles]) -> set[str]:
+    return {
+        item.source or item.name for graph in graphs for item in graph.spec.inputs if item.role == "weight"
+    }
+
+
+def _check_sources(
+    graphs: Sequence[GraphFiles], index: Mapping[str, Any], derived: Mapping[str, Any], checkpoint: Checkpoint
+) -> None:
+    absent = sorted(
+        name
+        for name in _sources(graphs)
+        if (
+            name.removeprefix("derived:") not in derived if name.startswith("derived:") else name not in index
+        )
+    )
+    if absent:
+        raise CheckpointError(
+            f"The graphs read {len(absent)} weights that `{checkpoint.name}` does not have: {', '.join(absent[:3])}",
+            hint="The checkpoint's safetensors files may be incomplete; fetch the model again.",
+        )
+
+
+def _place(shard: Path, folder: Path, destination: Path, mode: WeightsMode) -> dict[str, Any]:
+    target = folder / shard.name
+    if mode == "copy":
+        digest = _copy(shard, target)
+    else:
+        digest = sha256_of(shard)
+        if mode == "link":
+            target.symlink_to(_link_text(shard, destination))
+    return {"name": shard.name, "sha256": digest, "bytes": shard.stat().st_size}
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copy a file and return its SHA-256, reading it once."""
+    digest = hashlib.sha256()
+    with source.open("rb") as reading, target.open("wb") as writing:
+        while piece := reading.read(1 << 22):
+            digest.update(piece)
+            writing.write(piece)
+    shutil.copystat(source, target)
+    return digest.hexdigest()
+
+
+def _link_text(shard: Path, destination: Path) -> str:
+    """Relative when the checkpoint lies beside the bundle, so that both can move together; absolute otherwise."""
+    real, home = shard.resolve(), destination.parent.resolve()
+    if real.is_relative_to(home):
+        return os.path.relpath(real, home / destination.name / "weights")
+    return str(real)
+
+
+def _tied(checkpoint: Checkpoint, index: Mapping[str, Any]) -> list[list[str]]:
+    """Pairs of names that share one tensor: an output projection that the files leave out."""
+    if not checkpoint.config.get("tie_word_embeddings") or "lm_head.weight" in index:
+        return []
+    embeddings = [name for name in checkpoint.weights if name.endswith(_EMBEDDINGS)]
+    return [["lm_head.weight", embeddings[0]]] if embeddings else []

@@ -1,0 +1,98 @@
+"""Weights one tensor at a time, so that a model larger than memory can be read layer by layer.
+
+Real weights are memory-mapped from safetensors. Random ones depend on the tensor's name and shape only: they
+are the same on every machine and in any order, and `load_model` uses the very same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from neuron_port.checkpoint.architecture import tied_names_of
+from neuron_port.checkpoint.safetensors_file import StoredTensor, stored_tensors
+from neuron_port.errors import CheckpointError
+from neuron_port.types import Checkpoint
+
+RANDOM_WEIGHTS_VERSION = 1  # part of a random checkpoint's revision: change it when the values change
+DEFAULT_STANDARD_DEVIATION = 0.02
+
+
+class WeightReader:
+    """The tensors of a checkpoint by module parameter name (`model.layers.0.self_attn.q_proj.weight`)."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._stored = {} if checkpoint.random_weights else stored_tensors(Path(checkpoint.directory))
+
+    def names(self) -> tuple[str, ...]:
+        """All names, each tensor once: a tied `lm_head.weight` is readable but listed under its home only."""
+        return tuple(self.checkpoint.weights)
+
+    def canonical(self, name: str) -> str:
+        """The listed name of the tensor: itself, or the home of a tied one. Raises CheckpointError."""
+        if name in self.checkpoint.weights:
+            return name
+        home = tied_names_of(self.checkpoint.directory).get(name)
+        if home is None:
+            raise CheckpointError(
+                f"`{self.checkpoint.name}` has no tensor `{name}`.",
+                hint=f"It has {len(self.names())}, the first is `{self.names()[0]}`.",
+            )
+        return home
+
+    def get(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """A fresh tensor with the weight's values, converted to `dtype` if it is a floating-point one."""
+        name = self.canonical(name)
+        if self.checkpoint.random_weights:
+            spec = self.checkpoint.weights[name]
+            tensor = random_tensor(name, spec.shape, standard_deviation(self.checkpoint))
+            return tensor.to(
+                dtype if spec.dtype.startswith(("float", "bfloat")) else getattr(torch, spec.dtype)
+            )
+        stored = find_stored(name, self._stored)
+        assert stored is not None, f"{name} was found when the checkpoint was resolved"
+        tensor = read_stored(*stored)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def find_stored(name: str, stored: dict[str, StoredTensor]) -> tuple[str, StoredTensor] | None:
+    """The tensor that files hold for a module parameter, and its name there; None if there is none.
+
+    Files saved from a base model lack the first name: `h.0.ln_1.weight` for `transformer.h.0.ln_1.weight`.
+    """
+    for candidate in (name, name.partition(".")[2]):
+        if candidate in stored:
+            return candidate, stored[candidate]
+    return None
+
+
+def read_stored(file_name: str, stored: StoredTensor) -> torch.Tensor:
+    """One tensor out of its file, in the file's dtype; the rest of the file is not read."""
+    with safe_open(stored.file, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(file_name)
+    return tensor
+
+
+def standard_deviation(checkpoint: Checkpoint) -> float:
+    """Of random matrices: the one the model was initialised with."""
+    return float(checkpoint.config.get("initializer_range") or DEFAULT_STANDARD_DEVIATION)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], deviation: float) -> torch.Tensor:
+    """Float32 values decided by name and shape: N(0, deviation), but norm scales N(1, 0.1).
+
+    Norm scales differ from one on purpose: a port that forgets to apply them must not look right.
+    """
+    seed = hashlib.sha256(f"{name} {list(shape)}".encode()).digest()
+    generator = np.random.Generator(np.random.SFC64(int.from_bytes(seed, "little")))
+    values = generator.standard_normal(shape, dtype=np.float32)
+    is_scale = len(shape) == 1 and not name.endswith("bias")
+    values *= np.float32(0.1 if is_scale else deviation)
+    if is_scale:
+        values += np.float32(1)
+    return torch.from_numpy(np.asarray(values))

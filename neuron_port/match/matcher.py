@@ -1,0 +1,185 @@
+"""Decides for every layer of a walk: recipe kernel, or the compiler's own lowering, and why.
+
+Layers are offered to the recipes from the outside in, so a gated MLP is taken whole before its projections are
+looked at. A recipe's `bind` narrows the candidates; the numeric probe alone decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from neuron_port.errors import NeuronPortError
+from neuron_port.match.probe import RELATIVE_LIMIT, probe
+from neuron_port.recipe import Binding
+from neuron_port.registry import RegisteredRecipe, Registry
+from neuron_port.types import Layer, Match, MatchPlan, digest
+from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.walker import Walk
+
+
+def match(
+    walks: list[Walk],
+    registry: Registry,
+    *,
+    target: str,
+    generation: str,
+    parameters: Collection[str],
+    refused: Collection[str] = (),
+    progress: Callable[[str, int, int], None] = lambda text, done, total: None,
+) -> MatchPlan:
+    """Match every signature of `walks` (prefill and decode).
+
+    Args:
+        parameters: names of all parameters of the model, for the proof that none is left out.
+        refused: names of recipes that must not be used (the user's --compiler option).
+    """
+    unknown = [name for name in refused if name not in registry]
+    if unknown:
+        registry[unknown[0]]  # raises, with the near name
+    decider = _Decider(registry, generation, frozenset(refused))
+    decisions: dict[str, Match] = {}
+    for walk in walks:
+        covered: list[str] = []
+        for number, layer in enumerate(walk.graph.layers):
+            progress(layer.name, number, len(walk.graph.layers))
+            if is_inside(layer, covered):
+                continue
+            decided = decider.decide(layer, walk.calls[layer.signature])
+            if decided.decision == "recipe":
+                if layer.operation == "module":
+                    covered.append(layer.name)
+            elif not is_elementary(layer, walk.graph.layers, number):
+                continue  # a container: its children are decided one by one
+            _add(decisions, decided, layer.name)
+    matches = tuple(decisions.values())
+    return MatchPlan(
+        checkpoint=walks[0].graph.checkpoint,
+        target=target,
+        matches=matches,
+        unused_parameters=tuple(sorted(set(parameters) - consumed_parameters(walks, matches))),
+    )
+
+
+def is_inside(layer: Layer, covered: Collection[str]) -> bool:
+    """Whether the layer is part of a module that a recipe has taken whole."""
+    path = layer.name.split("#")[0]
+    return any(path == name or path.startswith(f"{name}.") for name in covered)
+
+
+def is_elementary(layer: Layer, layers: tuple[Layer, ...], number: int) -> bool:
+    """A layer with no recorded call inside it (children follow their parent)."""
+    if layer.operation != "module":
+        return True
+    follower = layers[number + 1].name if number + 1 < len(layers) else ""
+    return not follower.startswith((f"{layer.name}.", f"{layer.name}#"))
+
+
+def consumed_parameters(walks: list[Walk], matches: tuple[Match, ...]) -> set[str]:
+    """Names of the parameters that some decided layer uses."""
+    decided = {name for match in matches for name in match.layers}
+    return {
+        f"{layer.name}.{parameter}"
+        for walk in walks
+        for layer in walk.graph.layers
+        if layer.name in decided
+        for parameter in layer.parameters
+    }
+
+
+def _add(decisions: dict[str, Match], decided: Match, name: str) -> None:
+    earlier = decisions.get(decided.signature)
+    layers = earlier.layers if earlier else ()
+    if name not in layers:  # the head has the same signature in prefill and decode
+        layers = (*layers, name)
+    values = {item: getattr(decided, item) for item in decided.__dataclass_fields__}
+    decisions[decided.signature] = Match(**(values | {"layers": layers}))
+
+
+class _Decider:
+    """Decides each signature once, and probes each (module, recipe) pair once for all token counts."""
+
+    def __init__(self, registry: Registry, generation: str, refused: frozenset[str]) -> None:
+        self.registry = registry
+        self.generation = generation
+        self.refused = refused
+        self.decided: dict[str, Match] = {}
+        self.evidence: dict[str, dict[str, float]] = {}
+
+    def decide(self, layer: Layer, call: Call) -> Match:
+        if layer.signature not in self.decided:
+            self.decided[layer.signature] = self._decide(layer, call)
+        return self.decided[layer.signature]
+
+    def _decide(self, layer: Layer, call: Call) -> Match:
+        rejected: list[str] = []
+        for candidate in self.registry.for_operation(call.operation):
+            binding = candidate.recipe.bind(call)
+            if binding is None:
+                continue
+            reason = self._unsupported(candidate, layer)
+            if reason is None:
+                evidence = self._probe(layer, call, candidate, binding)
+                worst = max(evidence.values())
+                if worst <= RELATIVE_LIMIT:
+                    return _matched(layer, candidate, binding, evidence, worst)
+                scale = max(evidence, key=evidence.__getitem__)
+                reason = f"{candidate.name} computes something else: relative difference {worst:.1e}, {scale}"
+            rejected.append(reason)
+        return Match(
+            signature=layer.signature,
+            layers=(),
+            decision="compiler",
+            recipe=None,
+            weights={},
+            attributes={},
+            reason="; ".join(rejected) or f"no recipe for `{layer.module_class}`",
+        )
+
+    def _unsupported(self, candidate: RegisteredRecipe, layer: Layer) -> str | None:
+        recipe = candidate.recipe
+        dtypes = {spec.dtype for spec in layer.inputs if spec.dtype.startswith(("float", "bfloat"))}
+        if recipe.name in self.refused:
+            return f"{recipe.name} was excluded by the user"
+        if self.generation not in recipe.generations:
+            return f"{recipe.name} has no kernel for {self.generation}"
+        if not dtypes <= set(recipe.dtypes):
+            return f"{recipe.name} has no kernel for {', '.join(sorted(dtypes))}"
+        return None
+
+    def _probe(
+        self, layer: Layer, call: Call, candidate: RegisteredRecipe, binding: Binding
+    ) -> dict[str, float]:
+        """A module computes the same for any number of tokens; functions are probed for every signature."""
+        shape = layer.inputs if layer.operation != "module" else ()
+        key = digest(
+            candidate.name, layer.operation, layer.module_class, shape, dict(layer.parameters), dict(layer.attributes)
+        )
+        if key not in self.evidence:
+            self.evidence[key] = _run_probe(call, candidate, binding)
+        return self.evidence[key]
+
+
+def _run_probe(call: Call, candidate: RegisteredRecipe, binding: Binding) -> dict[str, float]:
+    try:
+        return probe(call, candidate.recipe, candidate.reference, binding)
+    except NeuronPortError:
+        raise
+    except Exception as error:
+        # A layer whose call or parameters do not fit the recipe's terms is not that recipe.
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {f"does not run ({message})": float("inf")}
+
+
+def _matched(
+    layer: Layer, candidate: RegisteredRecipe, binding: Binding, evidence: dict[str, float], worst: float
+) -> Match:
+    return Match(
+        signature=layer.signature,
+        layers=(),
+        decision="recipe",
+        recipe=candidate.name,
+        weights=dict(binding.weights),
+        attributes=dict(binding.attributes),
+        reason=f"numeric probe agrees to {worst:.0e} at {len(evidence)} input scales",
+        evidence=evidence,
+    )

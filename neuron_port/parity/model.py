@@ -1,0 +1,233 @@
+"""Proofs 2 and 3: whole sequences against transformers, output by output and token by token.
+
+The same checks judge the emitted graphs on XLA-CPU (tier "xla-cpu") and the ported model with its kernels on the
+simulator (tier "simulator"): both are a `Session`. The oracle is transformers' own forward with its own cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from neuron_port.parity.comparison import EPSILON
+from neuron_port.types import CaseResult, Tier
+
+RELATIVE_LIMIT_FLOAT32 = 1e-4  # of the largest value of an output: thirty layers of float32 noise stay a tenth of it
+R_RATIO_LIMIT = 1.2
+Progress = Callable[[int, int], None]
+
+
+class Session(Protocol):
+    """One sequence on the thing under test."""
+
+    def start(self, prompt_ids: Sequence[int]) -> torch.Tensor: ...
+    def advance(self, token: int) -> torch.Tensor: ...
+    def caches(self) -> list[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleRun:
+    """What transformers does with one prompt.
+
+    `logits[n]` [V] precedes `tokens[n]`; `caches` (per layer [G, L, D] keys and values) are those after the prompt
+    and `cached_tokens` further tokens.
+    """
+
+    prompt_ids: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logits: torch.Tensor  # [new tokens, V]
+    prompt_caches: list[tuple[torch.Tensor, torch.Tensor]]
+    final_caches: list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def run_oracle(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[int],
+    new_tokens: int,
+    forced: Sequence[int] | None = None,
+    cached_tokens: int = 4,
+) -> OracleRun:
+    """Greedy (or teacher-forced with `forced`) generation by transformers' own forward.
+
+    Args:
+        cached_tokens: after how many appended tokens `final_caches` is taken.
+    """
+    cache = DynamicCache(config=model.config)
+    logits, tokens = [], []
+    final_caches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with torch.no_grad():
+        ids = torch.tensor([list(prompt_ids)])
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        prompt_caches = _snapshot(cache)
+        for number in range(new_tokens):
+            logits.append(out.logits[0, -1].clone())
+            tokens.append(int(forced[number] if forced is not None else logits[-1].argmax()))
+            if number == cached_tokens:
+                final_caches = _snapshot(cache)
+            if number + 1 < new_tokens:
+                out = model(input_ids=torch.tensor([[tokens[-1]]]), past_key_values=cache, use_cache=True)
+    return OracleRun(
+        prompt_ids=tuple(prompt_ids),
+        tokens=tuple(tokens),
+        logits=torch.stack(logits),
+        prompt_caches=prompt_caches,
+        final_caches=final_caches or _snapshot(cache),
+    )
+
+
+def _snapshot(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(layer.keys[0].clone(), layer.values[0].clone()) for layer in cache.layers]
+
+
+def check_outputs(
+    session: Session,
+    name: str,
+    truth: OracleRun,
+    baseline: OracleRun | None,
+    *,
+    tier: Tier,
+    decode_steps: int,
+    progress: Progress = lambda done, total: None,
+) -> tuple[list[CaseResult], list[CaseResult]]:
+    """Teacher-force one prompt and compare every output; returns the cases of prefill and of decode.
+
+    Args:
+        truth: the float32 oracle.
+        baseline: the oracle in 16 bit for a 16-bit session (R-ratio), None for a float32 session.
+        decode_steps: tokens appended; at most those of `truth`.
+    """
+    judge = _Judge(tier, name)
+    logits = session.start(truth.prompt_ids)
+    progress(1, decode_steps + 1)
+    expected = baseline.prompt_caches if baseline else None
+    prefill = [judge("logits", [logits], [truth.logits[0]], [baseline.logits[0]] if baseline else None)]
+    prefill += _compare_caches(judge, session.caches(), truth.prompt_caches, expected)
+    ours = []
+    for number in range(decode_steps):
+        ours.append(session.advance(truth.tokens[number]))
+        progress(number + 2, decode_steps + 1)
+    steps = slice(1, decode_steps + 1)
+    decode = [judge("logits", ours, list(truth.logits[steps]), list(baseline.logits[steps]) if baseline else None)]
+    expected = baseline.final_caches if baseline else None
+    decode += _compare_caches(judge, session.caches(), truth.final_caches, expected)
+    return prefill, decode
+
+
+def _compare_caches(
+    judge: _Judge,
+    ours: list[tuple[torch.Tensor, torch.Tensor]],
+    truth: list[tuple[torch.Tensor, torch.Tensor]],
+    baseline: list[tuple[torch.Tensor, torch.Tensor]] | None,
+) -> list[CaseResult]:
+    results = []
+    for side, output in enumerate(("key caches", "value caches")):
+        other = [layer[side] for layer in baseline] if baseline else None
+        results.append(judge(output, [layer[side] for layer in ours], [layer[side] for layer in truth], other))
+    return results
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Compares a list of tensors (layers, or steps) and reports the worst."""
+
+    tier: Tier
+    name: str
+
+    def __call__(
+        self,
+        output: str,
+        ours: list[torch.Tensor],
+        truth: list[torch.Tensor],
+        baseline: list[torch.Tensor] | None,
+    ) -> CaseResult:
+        lengths_agree = len(ours) == len(truth) and all(a.shape == b.shape for a, b in zip(ours, truth, strict=False))
+        assert lengths_agree, f"{output}: {[a.shape for a in ours]} beside {[b.shape for b in truth]}"
+        errors = [(a.double() - b.double()).abs().max().item() for a, b in zip(ours, truth, strict=True)]
+        relative = [
+            error / max(b.abs().max().item(), torch.finfo(torch.float32).tiny)
+            for error, b in zip(errors, truth, strict=True)
+        ]
+        metrics = {"max_abs": max(errors), "relative_max": max(relative)}
+        limits = {"relative_max": RELATIVE_LIMIT_FLOAT32}
+        if baseline is not None:
+            metrics["r_ratio"] = _r_ratio(ours, truth, baseline)
+            limits = {"r_ratio": R_RATIO_LIMIT}
+        finite = all(bool(torch.isfinite(a).all()) for a in ours)
+        passed = finite and all(metrics[key] <= limit for key, limit in limits.items())
+        worst = max(range(len(relative)), key=relative.__getitem__)
+        unit = "step" if output == "logits" else "layer"
+        return CaseResult(
+            name=f"{self.name} · {output}",
+            kind="captured",
+            tier=self.tier,
+            dtype=str(ours[0].dtype).removeprefix("torch."),
+            shapes=tuple(tuple(tensor.shape) for tensor in ours[:1]),
+            seed=None,
+            metrics=metrics,
+            limits=limits,
+            passed=passed,
+            detail=f"worst at {unit} {worst} of {len(ours)}" if finite else "non-finite values",
+        )
+
+
+def _r_ratio(ours: list[torch.Tensor], truth: list[torch.Tensor], baseline: list[torch.Tensor]) -> float:
+    """||ours - truth|| / ||baseline - truth|| over all tensors together, with a floor of one rounding."""
+    error = sum((a.double() - b.double()).norm().item() ** 2 for a, b in zip(ours, truth, strict=True))
+    noise = sum((a.double() - b.double()).norm().item() ** 2 for a, b in zip(baseline, truth, strict=True))
+    size = sum(b.double().norm().item() ** 2 for b in truth)
+    floor = 0.25 * EPSILON[ours[0].dtype] * size**0.5
+    return float(error**0.5 / max(noise**0.5, floor))
+
+
+def check_greedy(
+    session: Session,
+    name: str,
+    truth: OracleRun,
+    decode_text: Callable[[Sequence[int]], str],
+    *,
+    tier: Tier,
+    progress: Progress = lambda done, total: None,
+) -> CaseResult:
+    """Greedy continuation on the session beside the oracle's: every token must be equal, and every logit close.
+
+    A session that leaves the oracle's path goes on along its own, so that the report can show both texts.
+    """
+    tokens: list[int] = []
+    errors: list[float] = []
+    logits = session.start(truth.prompt_ids)
+    for number in range(len(truth.tokens)):
+        tokens.append(int(logits.argmax()))
+        if tokens[:-1] == list(truth.tokens[:number]):  # same history: the logits are comparable
+            scale = truth.logits[number].abs().max().item()
+            errors.append((logits.double() - truth.logits[number].double()).abs().max().item() / scale)
+        progress(number + 1, len(truth.tokens))
+        if number + 1 < len(truth.tokens):
+            logits = session.advance(tokens[-1])
+    equal = next((n for n, (a, b) in enumerate(zip(tokens, truth.tokens, strict=True)) if a != b), len(tokens))
+    detail = {
+        "prompt": decode_text(truth.prompt_ids),
+        "reference_text": decode_text(truth.tokens),
+        "ported_text": decode_text(tokens),
+        "reference_tokens": list(truth.tokens),
+        "ported_tokens": tokens,
+    }
+    metrics = {"different_tokens": float(len(tokens) - equal), "relative_max": max(errors)}
+    limits = {"different_tokens": 0.0, "relative_max": RELATIVE_LIMIT_FLOAT32}
+    return CaseResult(
+        name=name,
+        kind="captured",
+        tier=tier,
+        dtype=str(logits.dtype).removeprefix("torch."),
+        shapes=((1, len(truth.prompt_ids)),),
+        seed=None,
+        metrics=metrics,
+        limits=limits,
+        passed=all(metrics[key] <= limit for key, limit in limits.items()),
+        detail=json.dumps(detail),
+    )

@@ -1,0 +1,248 @@
+"""`neuron-port convert`: the stages in order, from a model's name to a verified bundle.
+
+    resolve ▶ plan ▶ kernels (proof 1) ▶ oracle ▶ graphs ▶ graph proof (2) ▶ model proof (3) ▶ bundle
+
+Every stage's result is kept in the store under the digest of its inputs; what is there already is not done again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from neuron_port.build import GraphFiles, write_bundle
+from neuron_port.checkpoint import resolve
+from neuron_port.errors import ParityError
+from neuron_port.pipeline.golden import golden_arrays
+from neuron_port.pipeline.kernel_proof import KernelProof
+from neuron_port.pipeline.lowering import LoweredGraph, lower_all
+from neuron_port.pipeline.oracle import all_oracles
+from neuron_port.pipeline.options import ConvertOptions
+from neuron_port.pipeline.planning import Plan, make_plan
+from neuron_port.pipeline.sequence_proof import SequenceProof
+from neuron_port.pipeline.workbench import Workbench
+from neuron_port.report import Conversion, LiveView, StageRecord, write_html
+from neuron_port.store import Store
+from neuron_port.types import Checkpoint, ParityReport, VerifiedKernel
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class _Stages:
+    """Runs stages under the live view and remembers how long each took."""
+
+    view: LiveView
+    records: list[StageRecord] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[_StageResult]:
+        result = _StageResult(self.view)
+        started = time.monotonic()
+        with self.view.stage(name):
+            yield result
+        seconds = time.monotonic() - started
+        self.records.append(StageRecord(name=name, seconds=seconds, reused=result.reused, detail=result.detail))
+        if result.reused:
+            self.view.skip(name, "unchanged, taken from the store")
+
+
+@dataclass
+class _StageResult:
+    view: LiveView
+    reused: bool = False
+    detail: str = ""
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        self.view.update(text, done, total)
+
+
+def convert(options: ConvertOptions, view: LiveView, store: Store | None = None) -> Conversion:
+    """Run every stage and write the bundle.
+
+    Raises:
+        NeuronPortError: anything a user can fix. After a failed proof the report is written beside the bundle's
+            place, so that it can be seen where it failed; the bundle itself is not written.
+    """
+    store = store or Store()
+    stages = _Stages(view)
+    checkpoint = _resolve(options, stages, store)
+    work = Workbench(options, checkpoint, store)
+    with stages.stage("plan") as result:
+        plan, result.reused = make_plan(work, result.progress)
+    proofs = _Proofs(work, plan, stages)
+    proofs.kernels()
+    proofs.stop_unless_passed("kernels")
+    proofs.lower()
+    if work.full_proof:
+        proofs.oracle()
+        proofs.sequences()
+        proofs.stop_unless_passed("graphs and model")
+    else:
+        view.note("the whole-model proofs were skipped: the model is too large for them here (--proof full runs them)")
+    return proofs.bundle()
+
+
+def plan_only(options: ConvertOptions, view: LiveView, store: Store | None = None) -> Conversion:
+    """Walk and match, nothing else: what `neuron-port plan` shows."""
+    store = store or Store()
+    stages = _Stages(view)
+    checkpoint = _resolve(options, stages, store)
+    work = Workbench(options, checkpoint, store)
+    with stages.stage("plan") as result:
+        plan, result.reused = make_plan(work, result.progress)
+    return _Proofs(work, plan, stages).conversion(None)
+
+
+def _resolve(options: ConvertOptions, stages: _Stages, store: Store) -> Checkpoint:
+    with stages.stage("checkpoint") as result:
+        return resolve(
+            options.model,
+            store=store,
+            random_weights=options.random_weights,
+            revision=options.revision,
+            progress=lambda text: result.progress(text, 0, 0),
+        )
+
+
+class _Proofs:
+    """The stages after the plan, and what each has found."""
+
+    def __init__(self, work: Workbench, plan: Plan, stages: _Stages) -> None:
+        self.work = work
+        self.plan = plan
+        self.stages = stages
+        self.kernel_reports: list[ParityReport] = []
+        self.graph_reports: list[ParityReport] = []
+        self.model_reports: list[ParityReport] = []
+        self.lowered: dict[torch.dtype, list[LoweredGraph]] = {}
+        self.sequence_proofs: dict[torch.dtype, SequenceProof] = {}
+
+    def kernels(self) -> None:
+        with self.stages.stage("kernels = layers (simulator)") as result:
+            proof = KernelProof(self.work, self.plan)
+            self.kernel_reports, made = proof.run(result.progress)
+            result.reused = made == 0
+            result.detail = f"{len(self.kernel_reports)} signatures, {made} verified now"
+
+    def lower(self) -> None:
+        with self.stages.stage("lower to HLO") as result:
+            dtypes = self.work.proof_dtypes if self.work.full_proof else (self.work.dtype,)
+            result.reused = True
+            for dtype in dtypes:
+                self.lowered[dtype], reused = lower_all(self.work, self.plan, dtype, result.progress)
+                result.reused &= reused
+
+    def oracle(self) -> None:
+        with self.stages.stage("transformers reference") as result:
+            runs, result.reused = all_oracles(self.work, result.progress)
+            self.work.forget_model()
+        truths = runs[torch.float32]
+        for dtype in self.work.proof_dtypes:
+            self.sequence_proofs[dtype] = SequenceProof(
+                work=self.work,
+                plan=self.plan,
+                dtype=dtype,
+                graphs=self.lowered[dtype],
+                truths=truths,
+                baselines=None if dtype is torch.float32 else runs[dtype],
+            )
+
+    def sequences(self) -> None:
+        """Proofs 2 and 3, one dtype after the other, so that only one set of weights is in memory."""
+        for dtype in self.work.proof_dtypes:
+            proof = self.sequence_proofs[dtype]
+            name = str(dtype).removeprefix("torch.")
+            with self.stages.stage(f"graphs = model, {name} (xla-cpu)") as result:
+                reports, made = proof.graph_reports(result.progress)
+                self.graph_reports += reports
+                result.reused = made == 0
+            with self.stages.stage(f"ported model = model, {name} (simulator)") as result:
+                report, made = proof.model_report(result.progress)
+                self.model_reports.append(report)
+                result.reused = made == 0
+            proof.release()
+
+    def stop_unless_passed(self, what: str) -> None:
+        failed = [report for report in self._all_reports() if not report.passed]
+        if not failed:
+            return
+        output = self.work.options.output
+        report_file = output.with_name(f"{output.name}.failed.html")
+        report_file.parent.mkdir(parents=True, exist_ok=True)
+        self._write_report(report_file)
+        worst = failed[0].worst
+        where = f"case `{worst.name}` ({worst.dtype}): {worst.detail}" if worst else "no case was run"
+        raise ParityError(
+            f"Parity failed for {len(failed)} of the {what}, first {failed[0].subject}, {where}",
+            hint=f"See {report_file}. A recipe can be left to the compiler with --compiler NAME.",
+        )
+
+    def _all_reports(self) -> Sequence[ParityReport]:
+        return (*self.kernel_reports, *self.graph_reports, *self.model_reports)
+
+    def _write_report(self, path: Path) -> None:
+        write_html(path, **vars(self.conversion(path.parent)))
+
+    def conversion(self, bundle: Path | None) -> Conversion:
+        graphs = self.lowered.get(self.work.dtype, [])
+        return Conversion(
+            checkpoint=self.work.checkpoint,
+            graphs=self.plan.graphs,
+            plan=self.plan.matches,
+            kernel_reports=self.kernel_reports,
+            graph_reports=self.graph_reports,
+            model_reports=self.model_reports,
+            graph_specs=[graph.spec for graph in graphs],
+            graph_lints={graph.spec.id: graph.lint for graph in graphs},
+            stages=self.stages.records,
+            target=self.work.options.target,
+            dtype=self.work.options.dtype,
+            bundle=bundle,
+        )
+
+    def bundle(self) -> Conversion:
+        work, options = self.work, self.work.options
+        graphs = self.lowered[work.dtype]
+        with self.stages.stage("bundle") as result:
+            result.progress(str(options.output), 0, 0)
+            derived = {name: array for graph in graphs for name, array in graph.derived.items()}
+            write_bundle(
+                options.output,
+                checkpoint=work.checkpoint,
+                plan=self.plan.matches,
+                graphs=[
+                    GraphFiles(
+                        spec=graph.spec, hlo=graph.hlo, reference_hlo=graph.reference_hlo, lint=dict(graph.lint)
+                    )
+                    for graph in graphs
+                ],
+                kernels=self._verified_kernels(),
+                recipe_folders={name: found.folder for name, found in work.registry.items()},
+                parity={"kernels": self.kernel_reports, "graphs": self.graph_reports, "model": self.model_reports},
+                golden=golden_arrays(self.sequence_proofs.get(work.dtype)),
+                target=options.target,
+                dtype=options.dtype,
+                weights=options.weights,
+                derived_weights=derived,
+                stages=[
+                    {"name": item.name, "seconds": item.seconds, "reused": item.reused} for item in self.stages.records
+                ],
+                extra_files={"report.html": self._write_report},
+            )
+        return self.conversion(options.output)
+
+    def _verified_kernels(self) -> list[VerifiedKernel]:
+        """One for each signature; construction refuses a kernel whose report did not pass."""
+        wanted = [match for match in self.plan.matches.matches if match.decision == "recipe"]
+        return [
+            VerifiedKernel(
+                kernel=self.work.registry[str(match.recipe)].kernel, signature=match.signature, report=report
+            )
+            for match, report in zip(wanted, self.kernel_reports, strict=True)
+        ]

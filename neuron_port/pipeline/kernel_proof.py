@@ -1,0 +1,95 @@
+"""Stage `kernels`: proof 1, every kernel against its layer's own forward, once for each signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from neuron_port.parity.kernel import verify_layer
+from neuron_port.pipeline.planning import Plan
+from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name, recipe_digest
+from neuron_port.store import write_json
+from neuron_port.types import Layer, Match, ParityReport, digest, from_json, to_json
+from neuron_port.walk.walker import Capture, Walk, capture
+
+STAGE = "kernel-proof"
+
+
+class KernelProof:
+    """Verifies the signatures of a plan one after the other; each result is kept as soon as it is there."""
+
+    def __init__(self, work: Workbench, plan: Plan) -> None:
+        self.work = work
+        self.plan = plan
+        self._captures: dict[tuple[str, str], Capture] | None = None
+        self._code = code_digest("simulator", "parity", "match/probe", "walk", "execution")
+
+    def run(self, progress: Callable[[str, int, int], None]) -> tuple[list[ParityReport], int]:
+        """The reports in plan order, and how many of them were made now."""
+        wanted = [match for match in self.plan.matches.matches if match.decision == "recipe"]
+        reports, made = [], 0
+        for number, match in enumerate(wanted):
+            walk_number, layer = self._first_layer(match)
+            progress(f"{match.recipe} · {layer.name}", number, len(wanted))
+            report, reused = self._verify(match, walk_number, layer)
+            reports.append(report)
+            made += not reused
+        return reports, made
+
+    def _first_layer(self, match: Match) -> tuple[int, Layer]:
+        for number, graph in enumerate(self.plan.graphs):
+            for layer in graph.layers:
+                if layer.signature == match.signature and layer.name == match.layers[0]:
+                    return number, layer
+        raise AssertionError(f"plan names a layer that its graphs lack: {match.layers[0]}")
+
+    def _verify(self, match: Match, walk_number: int, layer: Layer) -> tuple[ParityReport, bool]:
+        work = self.work
+        assert match.recipe is not None
+        found = work.registry[match.recipe]
+        key = digest(
+            work.checkpoint.revision,
+            match.signature,
+            recipe_digest(found),
+            work.options.target,
+            [str(dtype) for dtype in work.proof_dtypes],
+            [prompt.text for prompt in work.options.prompts[:1]],
+            work.full_proof,
+            oracle_name(),
+            self._code,
+        )
+
+        def write(folder: Path) -> None:
+            walk = work.walks(work.dtype)[walk_number]
+            report = verify_layer(
+                layer,
+                walk.calls[match.signature],
+                match,
+                found,
+                read_weight=lambda name: work.reader.get(name, torch.float32),
+                target=work.options.target,
+                dtypes=work.proof_dtypes,
+                oracle=oracle_name(),
+                capture=self._capture(walk, layer),
+            )
+            write_json(folder / "report.json", to_json(report))
+
+        _, reused = work.store.build(STAGE, key, write)
+        return from_json(ParityReport, work.store.read_json(STAGE, key, "report.json")), reused
+
+    def _capture(self, walk: Walk, layer: Layer) -> Capture | None:
+        """The layer's real inputs for the first prompt, where the whole model can be run."""
+        if not self.work.full_proof or self.work.options.batch != 1:
+            return None
+        if self._captures is None:
+            ids = self.work.prompt_ids(self.work.options.prompts[0], 0)
+            first_layers = {match.layers[0] for match in self.plan.matches.matches}
+            self._captures = capture(
+                self.work.model(torch.float32),
+                first_layers,
+                torch.tensor([ids]),
+                cache_length=self.work.options.cache_length,
+            )
+        return self._captures.get((walk.graph.phase, layer.name))

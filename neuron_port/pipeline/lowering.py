@@ -1,0 +1,96 @@
+"""Stage `graphs`: every graph exported, emitted twice (kernels as custom calls, and references inlined) and linted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from neuron_port.lower import KernelCall, decompose, emit, inline_references, lint
+from neuron_port.pipeline.planning import Plan
+from neuron_port.pipeline.workbench import Workbench, code_digest
+from neuron_port.port.export import ExportedGraph, export_graph
+from neuron_port.port.operators import register
+from neuron_port.store import write_json
+from neuron_port.types import GraphSpec, LayerGraph, digest, from_json, to_json
+
+STAGE = "graphs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoweredGraph:
+    """One graph in one dtype, ready for the compiler, with its interface and lint findings."""
+
+    spec: GraphSpec
+    hlo: bytes
+    reference_hlo: bytes
+    lint: Mapping[str, Any]
+    derived: Mapping[str, np.ndarray]
+
+
+def export_one(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype) -> ExportedGraph:
+    """Export the graph of one phase and bucket, kernels substituted as the plan says."""
+    register(work.registry)
+    return export_graph(
+        work.skeleton(dtype),
+        plan.matches.by_layer(graph),
+        work.registry,
+        "prefill" if graph.phase == "prefill" else "decode",
+        batch=work.options.batch,
+        sequence_length=graph.sequence_length,
+        cache_length=work.options.cache_length,
+    )
+
+
+def lower_all(
+    work: Workbench, plan: Plan, dtype: torch.dtype, progress: Callable[[str, int, int], None]
+) -> tuple[list[LoweredGraph], bool]:
+    """All graphs in `dtype`, and whether all of them were stored already."""
+    lowered, all_reused = [], True
+    for number, graph in enumerate(plan.graphs):
+        progress(f"{graph.phase} {graph.sequence_length} {dtype}", number, len(plan.graphs))
+        result, reused = lower_one(work, plan, graph, dtype)
+        lowered.append(result)
+        all_reused &= reused
+    return lowered, all_reused
+
+
+def lower_one(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype) -> tuple[LoweredGraph, bool]:
+    key = digest(
+        plan.key,
+        graph.phase,
+        graph.sequence_length,
+        str(dtype),
+        torch.__version__,
+        code_digest("lower", "port", "walk"),
+    )
+
+    def write(folder: Path) -> None:
+        exported = export_one(work, plan, graph, dtype)
+        used = {match.recipe for match in plan.matches.by_layer(graph).values() if match.recipe is not None}
+        kernels = {
+            name: KernelCall(name=work.registry[name].kernel.entry_point, sha256=work.registry[name].kernel.sha256)
+            for name in used
+        }
+        references = {name: work.registry[name].reference for name in used}
+        hlo = emit(decompose(exported.program), exported.spec, kernels=kernels)
+        reference_hlo = emit(inline_references(exported.program, references), exported.spec, kernels={})
+        (folder / "graph.hlo.pb").write_bytes(hlo)
+        (folder / "graph.ref.hlo.pb").write_bytes(reference_hlo)
+        write_json(folder / "spec.json", to_json(exported.spec))
+        write_json(folder / "lint.json", to_json(lint(hlo, work.options.target)))
+        save_file({name: tensor.numpy() for name, tensor in exported.derived.items()}, folder / "derived.safetensors")
+
+    folder, reused = work.store.build(STAGE, key, write)
+    return LoweredGraph(
+        spec=from_json(GraphSpec, work.store.read_json(STAGE, key, "spec.json")),
+        hlo=(folder / "graph.hlo.pb").read_bytes(),
+        reference_hlo=(folder / "graph.ref.hlo.pb").read_bytes(),
+        lint=work.store.read_json(STAGE, key, "lint.json"),
+        derived=load_file(folder / "derived.safetensors"),
+    ), reused

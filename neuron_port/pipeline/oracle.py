@@ -1,0 +1,73 @@
+"""Stage `oracle`: what transformers itself answers to each prompt, kept so that no proof computes it twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from neuron_port.parity.model import OracleRun, run_oracle
+from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
+from neuron_port.store import write_json
+from neuron_port.types import digest
+
+STAGE = "oracle"
+
+
+def oracle_key(work: Workbench, prompt_ids: Sequence[int], dtype: torch.dtype) -> str:
+    return digest(
+        work.checkpoint.revision,
+        list(prompt_ids),
+        work.options.new_tokens,
+        str(dtype),
+        oracle_name(),
+        code_digest("parity/model", "checkpoint/weights"),
+    )
+
+
+def oracle(
+    work: Workbench, prompt_ids: Sequence[int], dtype: torch.dtype, forced: Sequence[int] | None = None
+) -> tuple[OracleRun, bool]:
+    """The run in `dtype` (16 bit: along the float32 run's tokens, `forced`), and whether it was stored already."""
+    key = oracle_key(work, prompt_ids, dtype)
+
+    def write(folder: Path) -> None:
+        run = run_oracle(work.model(dtype), prompt_ids, work.options.new_tokens, forced)
+        tensors = {"logits": run.logits}
+        for name, caches in (("prompt", run.prompt_caches), ("final", run.final_caches)):
+            for layer, (keys, values) in enumerate(caches):
+                tensors[f"{name}.{layer}.keys"] = keys.contiguous()
+                tensors[f"{name}.{layer}.values"] = values.contiguous()
+        save_file(tensors, folder / "run.safetensors")
+        write_json(folder / "run.json", {"prompt_ids": list(prompt_ids), "tokens": list(run.tokens)})
+
+    folder, reused = work.store.build(STAGE, key, write)
+    tensors = load_file(folder / "run.safetensors")
+    layers = sum(1 for name in tensors if name.startswith("prompt.")) // 2
+    return OracleRun(
+        prompt_ids=tuple(prompt_ids),
+        tokens=tuple(work.store.read_json(STAGE, key, "run.json")["tokens"]),
+        logits=tensors["logits"],
+        prompt_caches=[(tensors[f"prompt.{n}.keys"], tensors[f"prompt.{n}.values"]) for n in range(layers)],
+        final_caches=[(tensors[f"final.{n}.keys"], tensors[f"final.{n}.values"]) for n in range(layers)],
+    ), reused
+
+
+def all_oracles(
+    work: Workbench, progress: Callable[[str, int, int], None]
+) -> tuple[dict[torch.dtype, list[OracleRun]], bool]:
+    """Every prompt in every proof dtype, and whether all were stored already."""
+    prompts = [work.prompt_ids(prompt, number) for number, prompt in enumerate(work.options.prompts)]
+    runs: dict[torch.dtype, list[OracleRun]] = {}
+    all_reused = True
+    for dtype in work.proof_dtypes:
+        runs[dtype] = []
+        for number, ids in enumerate(prompts):
+            progress(f"{dtype} prompt {number + 1}", number, len(prompts))
+            forced = runs[torch.float32][number].tokens if dtype is not torch.float32 else None
+            run, reused = oracle(work, ids, dtype, forced)
+            runs[dtype].append(run)
+            all_reused &= reused
+    return runs, all_reused

@@ -1,0 +1,60 @@
+"""Stage `plan`: walk the model's structure and decide for every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuron_port.match.matcher import match
+from neuron_port.pipeline.workbench import Workbench, code_digest, recipe_digest
+from neuron_port.store import write_json
+from neuron_port.types import LayerGraph, MatchPlan, digest, from_json, to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The layer graphs (one for each prefill bucket, then decode) and the decisions."""
+
+    graphs: tuple[LayerGraph, ...]
+    matches: MatchPlan
+    key: str
+
+
+def make_plan(work: Workbench, progress: Callable[[str, int, int], None]) -> tuple[Plan, bool]:
+    """The plan, and whether it was in the store already."""
+    options = work.options
+    key = digest(
+        work.checkpoint.revision,
+        options.target,
+        options.dtype,
+        list(options.buckets),
+        options.cache_length,
+        options.batch,
+        sorted(options.compiler_layers),
+        {name: recipe_digest(found) for name, found in work.registry.items()},
+        code_digest("walk", "match", "types", "recipe", "pipeline/planning"),
+    )
+
+    def write(folder: Path) -> None:
+        walks = work.walks(work.dtype)
+        skeleton_parameters = {f"{name}" for name, _ in work.skeleton(work.dtype).named_parameters()}
+        matches = match(
+            walks,
+            work.registry,
+            target=options.target,
+            generation=options.generation,
+            parameters=skeleton_parameters,
+            refused=options.compiler_layers,
+            progress=progress,
+        )
+        write_json(folder / "plan.json", to_json(matches))
+        write_json(folder / "graphs.json", to_json([walk.graph for walk in walks]))
+
+    _, reused = work.store.build("plan", key, write)
+    graphs = work.store.read_json("plan", key, "graphs.json")
+    matches = work.store.read_json("plan", key, "plan.json")
+    plan = Plan(
+        graphs=tuple(from_json(LayerGraph, graph) for graph in graphs), matches=from_json(MatchPlan, matches), key=key
+    )
+    return plan, reused

@@ -1,0 +1,141 @@
+"""What several stages share, each built when it is first needed and never otherwise.
+
+A second run finds its stages in the store and touches almost none of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+import neuron_port
+from neuron_port.checkpoint import Prompt, WeightReader, load_config, load_model, load_tokenizer
+from neuron_port.pipeline.options import ConvertOptions
+from neuron_port.registry import RegisteredRecipe, Registry, data_folder
+from neuron_port.store import Store
+from neuron_port.types import Checkpoint, LayerGraph, Match, MatchPlan, digest
+from neuron_port.walk.walker import Walk, build_skeleton, walk
+
+# Above this the whole-model proofs (float32 oracle, ported weights, XLA's copy) leave a laptop's memory.
+FULL_PROOF_LIMIT_BYTES = 3 * 2**30
+
+
+class Workbench:
+    """The checkpoint and everything derived from it in memory."""
+
+    def __init__(self, options: ConvertOptions, checkpoint: Checkpoint, store: Store) -> None:
+        self.options = options
+        self.checkpoint = checkpoint
+        self.store = store
+        self._models: dict[torch.dtype, PreTrainedModel] = {}
+        self._walks: dict[torch.dtype, list[Walk]] = {}
+
+    @cached_property
+    def registry(self) -> Registry:
+        return Registry(data_folder("recipes"), *self.options.recipe_folders)
+
+    @cached_property
+    def config(self) -> transformers.PreTrainedConfig:
+        return load_config(self.checkpoint)
+
+    @cached_property
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase | None:
+        return load_tokenizer(self.checkpoint)
+
+    @cached_property
+    def reader(self) -> WeightReader:
+        return WeightReader(self.checkpoint)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that ships."""
+        return getattr(torch, self.options.dtype)
+
+    @property
+    def proof_dtypes(self) -> tuple[torch.dtype, ...]:
+        """float32 first, where only logic can differ; then what ships."""
+        return (torch.float32,) if self.dtype is torch.float32 else (torch.float32, self.dtype)
+
+    @cached_property
+    def full_proof(self) -> bool:
+        """Whether the whole model is run, or its kernels and graphs alone."""
+        if self.options.proof != "auto":
+            return self.options.proof == "full"
+        return 4 * self.parameter_count <= FULL_PROOF_LIMIT_BYTES
+
+    @cached_property
+    def parameter_count(self) -> int:
+        return sum(spec.size for spec in self.checkpoint.weights.values())
+
+    def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
+        return build_skeleton(self.config, dtype)
+
+    def walks(self, dtype: torch.dtype) -> list[Walk]:
+        """One walk for each prefill bucket, then that of the decode step."""
+        if dtype not in self._walks:
+            options = self.options
+            shapes = {"batch": options.batch, "cache_length": options.cache_length}
+            model = self.skeleton(dtype)
+            revision = self.checkpoint.revision
+            prefills = [walk(model, revision, "prefill", sequence_length=size, **shapes) for size in options.buckets]
+            self._walks[dtype] = [*prefills, walk(model, revision, "decode", sequence_length=1, **shapes)]
+        return self._walks[dtype]
+
+    def model(self, dtype: torch.dtype) -> PreTrainedModel:
+        """transformers' own model with the real weights; one dtype is kept at a time."""
+        if dtype not in self._models:
+            self._models.clear()
+            self._models[dtype] = load_model(self.checkpoint, dtype)
+        return self._models[dtype]
+
+    def forget_model(self) -> None:
+        self._models.clear()
+
+    def prompt_ids(self, prompt: Prompt, number: int) -> list[int]:
+        """Token ids of a prompt; of a model without tokenizer, deterministic random ones."""
+        if self.tokenizer is None:
+            vocabulary = self.config.get_text_config().vocab_size
+            generator = torch.Generator().manual_seed(number)
+            return torch.randint(0, vocabulary, (6 + 4 * number,), generator=generator).tolist()
+        if prompt.chat and self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": prompt.text}]
+            encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            return list(encoded["input_ids"])
+        return list(self.tokenizer(prompt.text)["input_ids"])
+
+    def decode_text(self, tokens: Sequence[int]) -> str:
+        if self.tokenizer is None:
+            return " ".join(map(str, tokens))
+        return self.tokenizer.decode(list(tokens))
+
+
+def oracle_name() -> str:
+    """What every claim was judged against."""
+    return f"transformers {transformers.__version__}, torch {torch.__version__}, cpu"
+
+
+def code_digest(*packages: str) -> str:
+    """Digest of the sources of `neuron_port`'s named files and packages: a proof holds for the code that made it."""
+    root = Path(neuron_port.__file__).parent
+    found = hashlib.sha256()
+    for package in packages:
+        place = root / package
+        files = [place.with_suffix(".py")] if not place.is_dir() else sorted(place.rglob("*.py"))
+        for file in files:
+            found.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def recipe_digest(found: RegisteredRecipe) -> str:
+    """Digest of what decides a recipe's behaviour: its binding, reference and kernel."""
+    return digest(*(found.source_text(name) for name in ("recipe.py", "reference.py", "kernel.py")))
+
+
+def matches_for(plan: MatchPlan, graph: LayerGraph) -> dict[str, Match]:
+    return plan.by_layer(graph)

@@ -1,0 +1,71 @@
+"""Runs an exported graph node by node in this process: glue in torch, kernels through whatever backend is chosen.
+
+It is the very program that is lowered and shipped, so what is proven here is what will run there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind
+
+from neuron_port.port.export import ExportedGraph, buffer_value
+from neuron_port.port.operators import use_backend
+from neuron_port.types import GraphInput
+
+ReadWeight = Callable[[str, torch.dtype], torch.Tensor]
+Operator = Callable[..., Any]
+
+
+class WeightBank:
+    """Graph weights in the kernels' layout, each read and laid out once for all graphs of one dtype."""
+
+    def __init__(self, read: ReadWeight) -> None:
+        self._read = read
+        self._weights: dict[tuple[str, str, str], torch.Tensor] = {}
+
+    def get(self, wanted: GraphInput) -> torch.Tensor:
+        assert wanted.source is not None, f"graph input {wanted.name} is not a weight"
+        key = (wanted.source, wanted.transform, wanted.spec.dtype)
+        if key not in self._weights:
+            tensor = self._read(wanted.source, getattr(torch, wanted.spec.dtype))
+            self._weights[key] = tensor.t().contiguous() if wanted.transform == "transpose" else tensor.contiguous()
+        return self._weights[key]
+
+    def values(self) -> Iterable[torch.Tensor]:
+        return self._weights.values()
+
+
+class GraphRunner:
+    """One graph with its weights bound: called like the step that it was exported from."""
+
+    def __init__(
+        self, exported: ExportedGraph, bank: WeightBank, operators: Mapping[str, Operator] | None = None
+    ) -> None:
+        self.spec = exported.spec
+        self._operators = operators or {}
+        self._interpreter = torch.fx.Interpreter(exported.program.graph_module)
+        self._bound = self._bind(exported, bank)
+
+    def _bind(self, exported: ExportedGraph, bank: WeightBank) -> list[torch.Tensor]:
+        """Values of the placeholders that come before the step's own arguments, in order."""
+        weights = {item.name: item for item in self.spec.inputs if item.role == "weight"}
+        bound = []
+        for item in exported.program.graph_signature.input_specs:
+            if item.kind is InputKind.USER_INPUT:
+                break
+            if item.kind is InputKind.PARAMETER:
+                bound.append(bank.get(weights[str(item.target).removeprefix("model.")]))
+            else:
+                bound.append(buffer_value(exported.program, item))
+        return bound
+
+    def __call__(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, caches: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """input_ids int32 [B, S], positions int32 [B], caches -> (logits [B, V], caches)."""
+        with torch.no_grad(), use_backend(self._operators):
+            logits, *updated = self._interpreter.run(*self._bound, input_ids, positions, *caches)
+        return logits, updated

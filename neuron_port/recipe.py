@@ -1,0 +1,120 @@
+"""The whole interface that a recipe author imports: `Recipe`, `Binding`, `Case`, `Tolerance`.
+
+A recipe folder holds `recipe.py` (this interface, imports no torch), `kernel.py` (imports only `nki` and `math`),
+`reference.py` (plain torch), `source.py` (the GPU kernel that it replaces, with origin and licence) and `README.md`.
+
+One function, `Recipe.forward`, speaks the layer's own calling convention on top of the flat operator. The same
+function serves the numeric probe (operator = the reference), the kernel's proof (operator = the kernel on the
+simulator) and the port (operator = the torch custom op), so the three cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from neuron_port.types import WeightSource
+
+GENERATIONS = ("gen2", "gen3")
+CaseKind = Literal["ordinary", "tail", "stress", "large"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """What a layer is, in a recipe's terms: which of its parameters plays which role, and the fixed attributes.
+
+    `weights`: role -> the module's own parameter name (dotted for children) and the layout that the kernel wants.
+    `attributes`: JSON values that are passed to the operator by keyword.
+    """
+
+    weights: Mapping[str, WeightSource] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One problem that the kernel must solve, whatever the model: sizes by name, and how inputs are drawn."""
+
+    name: str
+    kind: CaseKind
+    sizes: Mapping[str, int]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    scale: float = 1.0  # multiplies the activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far a kernel may be from the exact result, in units of the dtype's own noise (`parity/comparison.py`).
+
+    `reduction_length` names the size over which the kernel sums; the float32 bound grows with its square root.
+    The defaults fit any kernel that accumulates in float32 and rounds once.
+    """
+
+    reduction_length: str | None = None
+    r_ratio: float = 1.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A layer that we know how to run on a NeuronCore.
+
+    Attributes:
+        name: the folder's name and the operator's: `torch.ops.neuron_port.<name>`.
+        summary: one sentence for tables.
+        schema: the operator's arguments and results in torch.library notation, tensors first:
+            "(Tensor x, Tensor gamma, float eps) -> Tensor". The kernel takes the same tensors in the same order,
+            and the attributes by keyword.
+        operation: which cut points it looks at: "module", "rope", "attention", "attention_decode" or "add".
+        hint: narrows the candidates cheaply: bind(call) -> Binding or None. It never decides; the numeric probe does.
+        forward: forward(operator, weights, attributes, *args, **kwargs) -> what the layer's own forward returns.
+        sequence_axes: for each tensor argument of the layer's call, the axis that counts tokens (None: has none);
+            the framework varies it to reach tails.
+        inputs: inputs(sizes, draw) -> the operator's tensor arguments as NumPy arrays, for `cases`;
+            `draw` offers normal(shape), integers(low, high, shape) and weight(shape).
+        flops: flops(shapes of the operator's tensors) -> floating point operations of TensorE (2 per multiply-add).
+        cases: problems beyond those that models bring.
+    """
+
+    name: str
+    summary: str
+    schema: str
+    operation: str
+    bind: Callable[[Any], Binding | None]
+    forward: Callable[..., Any]
+    sequence_axes: tuple[int | None, ...]
+    inputs: Callable[..., tuple[Any, ...]]
+    flops: Callable[..., int]
+    cases: tuple[Case, ...]
+    tolerance: Tolerance = Tolerance()
+    version: str = "1"
+    generations: tuple[str, ...] = GENERATIONS
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    license: str = "Apache-2.0"
+    nki_version: str = "0.6"
+
+    @property
+    def documentation(self) -> str:
+        """The header of the recipe's `recipe.py`."""
+        module = inspect.getmodule(self.bind)
+        return inspect.cleandoc(module.__doc__ or "") if module else ""
+
+    @property
+    def tensor_arguments(self) -> tuple[str, ...]:
+        """Names of the operator's tensor arguments, in order."""
+        return tuple(name for kind, name in self._arguments() if kind.startswith("Tensor"))
+
+    @property
+    def attribute_arguments(self) -> tuple[str, ...]:
+        """Names of the operator's other arguments, in order."""
+        return tuple(name for kind, name in self._arguments() if not kind.startswith("Tensor"))
+
+    @property
+    def result_count(self) -> int:
+        return self.schema.split("->")[1].count("Tensor")
+
+    def _arguments(self) -> list[tuple[str, str]]:
+        inside = self.schema[self.schema.index("(") + 1 : self.schema.index("->")].rstrip().removesuffix(")")
+        pairs = [part.split("=")[0].strip().rsplit(" ", 1) for part in inside.split(",")]
+        return [(kind.strip(), name.strip()) for kind, name in pairs]

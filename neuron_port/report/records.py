@@ -1,0 +1,67 @@
+"""What a conversion leaves behind for people: `StageRecord`, and `Conversion`, all that a report is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from neuron_port.types import Checkpoint, GraphSpec, LayerGraph, MatchPlan, ParityReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """One finished stage. `reused` says that its inputs were unchanged and the stored result was taken."""
+
+    name: str
+    seconds: float
+    reused: bool
+    detail: str = ""
+
+
+class ConversionFields(TypedDict):
+    """The keyword arguments of `write_html`, `summary` and `json_summary`; `Conversion` explains them."""
+
+    checkpoint: Checkpoint
+    graphs: Sequence[LayerGraph]
+    plan: MatchPlan
+    kernel_reports: Sequence[ParityReport]
+    graph_reports: Sequence[ParityReport]
+    model_reports: Sequence[ParityReport]
+    graph_specs: Sequence[GraphSpec]
+    graph_lints: Mapping[str, Mapping[str, Any]]
+    stages: Sequence[StageRecord]
+    target: str
+    dtype: str
+    bundle: NotRequired[Path | str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """Everything that a report is made from.
+
+    Attributes:
+        graphs: the layers of each phase, usually prefill and decode; `plan` decides every signature of all of them.
+        kernel_reports: proof 1, kernel = layer. Subject: "<recipe> · <layer class> · <signature>".
+        graph_reports: proof 2, graph = model. Subject: the graph's id; one case per output.
+        model_reports: proof 3, ported model = model; one case per prompt, its texts as JSON in `detail`
+            (prompt, reference_text, ported_text, reference_tokens, ported_tokens).
+        graph_lints: by graph id. Values are shown by their form: a mapping of counts becomes a histogram, a list
+            becomes findings (text, or mappings of text), anything else is listed.
+        target: the chip: "inf2", "trn1" or "trn2".
+        bundle: where the bundle was written, or None if there is none.
+    """
+
+    checkpoint: Checkpoint
+    graphs: Sequence[LayerGraph]
+    plan: MatchPlan
+    kernel_reports: Sequence[ParityReport]
+    graph_reports: Sequence[ParityReport]
+    model_reports: Sequence[ParityReport]
+    graph_specs: Sequence[GraphSpec]
+    graph_lints: Mapping[str, Mapping[str, Any]]
+    stages: Sequence[StageRecord]
+    target: str
+    dtype: str
+    bundle: Path | str | None = None

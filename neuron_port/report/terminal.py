@@ -1,0 +1,149 @@
+"""The plan and the closing summary in the terminal. Every state is a word; colour only repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from neuron_port.report.coverage import PlanRow, coverage, plan_rows
+from neuron_port.report.numbers import (
+    dtypes_text,
+    limit_share_text,
+    metric_text,
+    seconds_text,
+    share_text,
+    shapes_text,
+    specs_text,
+)
+from neuron_port.report.open_questions import chip_text, open_questions
+from neuron_port.report.proofs import Proof, proofs, split_subject, verdict
+from neuron_port.report.records import Conversion, ConversionFields
+from neuron_port.types import LayerGraph, MatchPlan
+
+_DECISION_STYLE = {"recipe": "blue", "draft": "yellow", "compiler": "dim", "undecided": "bold red"}
+_STATE_STYLE = {"passed": "green", "failed": "bold red", "incomplete": "yellow", "not run": "bold red"}
+
+
+def plan_table(graphs: Sequence[LayerGraph], plan: MatchPlan) -> Table:
+    """A row for each distinct layer: what it is, its shapes and weight in its phase, what was decided, and why."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("layer", min_width=18, ratio=5, overflow="fold")
+    table.add_column("count", justify="right", no_wrap=True)
+    table.add_column("FLOPs", justify="right", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("decision and reason", min_width=24, ratio=6, overflow="fold")
+    for graph in graphs:
+        rows = plan_rows(graph, plan)
+        tokens = "token" if graph.sequence_length == 1 else "tokens"
+        size = (f", {graph.batch} × {graph.sequence_length} {tokens}", "dim")
+        table.add_row(Text.assemble((graph.phase, "bold"), size), str(len(graph.layers)))
+        for row in rows:
+            table.add_row(
+                _layer_text(row),
+                str(row.count),
+                share_text(row.flops_share),
+                share_text(row.bytes_share),
+                _decision_text(row),
+            )
+        table.add_row("")
+    return table
+
+
+def summary(**fields: Unpack[ConversionFields]) -> RenderableType:
+    """The last thing that `convert` says: proofs, worst cases, coverage, what is open, and where the bundle is."""
+    conversion = Conversion(**fields)
+    result = verdict(conversion)
+    sides = proofs(conversion)
+    title = Text.assemble(
+        (conversion.checkpoint.name, "bold"),
+        (f"  {chip_text(conversion.target)}, {conversion.dtype}", "dim"),
+    )
+    parts: list[RenderableType] = [
+        title,
+        Text(result.headline, style=_STATE_STYLE[result.state]),
+        Text(""),
+        _proof_table(sides),
+        Text(""),
+        _coverage_table(conversion),
+        Text(""),
+        Text("Not proven", style="bold"),
+        *[
+            Padding(Text.assemble(question.lead, (f". {question.text}", "dim")), (0, 0, 0, 2))
+            for question in open_questions(conversion)
+        ],
+        Text(""),
+        _stages_text(conversion),
+    ]
+    if conversion.bundle is not None:
+        parts.append(Text.assemble("Bundle: ", (str(conversion.bundle), "bold"), overflow="fold"))
+    return Group(*parts)
+
+
+def _layer_text(row: PlanRow) -> Padding:
+    shapes = f"{specs_text(row.inputs)} → {specs_text(row.outputs)}"
+    return Padding(
+        Text.assemble(row.kind, "\n", (f"{shapes} {dtypes_text(row.inputs + row.outputs)}", "dim")),
+        (0, 0, 0, 2),
+    )
+
+
+def _decision_text(row: PlanRow) -> Text:
+    name = f" {row.recipe}" if row.recipe else ""
+    return Text.assemble((row.decision + name, _DECISION_STYLE[row.decision]), "\n", (row.reason, "dim"))
+
+
+def _proof_table(sides: Sequence[Proof]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("proof", min_width=10, overflow="fold")
+    table.add_column("state", no_wrap=True)
+    table.add_column("sentence", ratio=1, overflow="fold")
+    for proof in sides:
+        claim = Text.assemble(f"{proof.number} {proof.claim} ", (f"[{', '.join(proof.tiers)}]", "dim"))
+        state = Text(
+            proof.state.upper() if proof.state != "passed" else "passed", style=_STATE_STYLE[proof.state]
+        )
+        table.add_row(claim, state, Text.assemble(proof.sentence, ("\n" + _worst_text(proof), "dim")))
+    return table
+
+
+def _worst_text(proof: Proof) -> str:
+    if proof.worst is None:
+        return "no case has a limit" if proof.cases else ""
+    case, margin = proof.worst.case, proof.worst.margin
+    subject = split_subject(proof.worst.subject)
+    where = f"{subject.recipe} on {subject.layer_class}" if subject.layer_class else subject.recipe
+    words = [
+        f"worst: {where}, {case.name}, {case.dtype} {shapes_text(case.shapes)}: {margin.metric} "
+        f"{metric_text(margin.value)} of {metric_text(margin.limit)}, share {limit_share_text(margin.share)}"
+    ]
+    if case.seed is not None:
+        words.append(f"seed {case.seed}")
+    return ", ".join(words)
+
+
+def _coverage_table(conversion: Conversion) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("in kernels")
+    for name in ("layers", "FLOPs", "bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for graph in conversion.graphs:
+        cover = coverage(graph, plan_rows(graph, conversion.plan))
+        table.add_row(
+            cover.phase,
+            f"{cover.kernel_layer_count} of {cover.layer_count}",
+            share_text(cover.kernel_flops_share),
+            share_text(cover.kernel_bytes_share),
+        )
+    return table
+
+
+def _stages_text(conversion: Conversion) -> Text:
+    seconds = sum(stage.seconds for stage in conversion.stages)
+    reused = [stage.name for stage in conversion.stages if stage.reused]
+    text = f"{len(conversion.stages)} stages in {seconds_text(seconds)}"
+    return Text(text + (f"; unchanged and reused: {', '.join(reused)}" if reused else ""), style="dim")

@@ -1,0 +1,166 @@
+"""Memory as the kernel sees it: buffers, allocations with live ranges, and who wrote which element last.
+
+A storage that is wholly written carries no mask, so the checks on it cost one comparison.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+from enum import Enum
+from types import CodeType
+from typing import Any
+
+import numpy as np
+
+from neuron_port.simulator.dtypes import DType
+from neuron_port.simulator.errors import location_of
+
+
+class MemoryRegion(Enum):
+    """Where a tensor lives; the names are AWS's."""
+
+    sbuf = "sbuf"
+    psum = "psum"
+    private_hbm = "private_hbm"
+    shared_hbm = "shared_hbm"
+
+
+# States of a storage. Positive: every element is written, last by this kind of writer. Then no mask is kept.
+UNWRITTEN = 0
+BY_OTHERS = 1  # memset, copies, DMA, any engine but TensorE
+BY_MATMUL = 2  # TensorE: only these elements may be accumulated onto
+MIXED = -1  # look at the mask: 0, BY_OTHERS or BY_MATMUL for each element
+
+
+class Allocation:
+    """The light record of a tensor that outlives its array: identity, size and live range (instruction indices)."""
+
+    __slots__ = ("buffer", "bytes_per_partition", "code", "dtype", "first", "given_name", "last", "line", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: DType, buffer: MemoryRegion, bytes_per_partition: int,
+                 name: str, code: CodeType | None, line: int) -> None:  # fmt: skip
+        self.shape = shape
+        self.dtype = dtype
+        self.buffer = buffer
+        self.bytes_per_partition = bytes_per_partition
+        self.given_name = name
+        self.code = code
+        self.line = line
+        self.first = -1  # index of the first instruction that writes it
+        self.last = -1  # index of the last instruction that touches it
+
+    @property
+    def name(self) -> str:
+        """The name given by the kernel, or the variable that it was assigned to."""
+        if self.given_name or self.code is None:
+            return self.given_name or "tensor"
+        assigned = re.match(r"\s*(\w+)\s*=[^=]", linecache.getline(self.code.co_filename, self.line))
+        return assigned.group(1) if assigned else f"tensor@{self.line}"
+
+    @property
+    def location(self) -> str:
+        """`file:line` where the kernel allocates it."""
+        return location_of(self.code, self.line)
+
+    def __repr__(self) -> str:
+        return f"`{self.name}` {tuple(self.shape)} {self.dtype} @ {self.buffer.name}"
+
+
+class Storage:
+    """The array behind a tensor and all of its views, with the state of every element."""
+
+    __slots__ = ("allocation", "array", "buffer", "mask", "on_chip", "remaining", "state")
+
+    def __init__(self, array: np.ndarray, allocation: Allocation, state: int = UNWRITTEN) -> None:
+        self.array = array
+        self.allocation = allocation
+        self.buffer = allocation.buffer
+        self.on_chip = allocation.buffer is MemoryRegion.sbuf or allocation.buffer is MemoryRegion.psum
+        self.state = state
+        self.mask: np.ndarray | None = None
+        self.remaining = array.size
+
+    def mark_written(self, view: np.ndarray, writer: int) -> None:
+        """Remember that `writer` wrote all elements of `view`, a view of this storage's array."""
+        if view.size == self.array.size:
+            self.state = writer
+            self.mask = None
+        elif self.state != writer:
+            self._mark_part(self.mask_of(view), writer)
+
+    def mark_selected(self, view: np.ndarray, selection: Any, writer: int = BY_OTHERS) -> None:
+        """Remember that the elements `view[selection]` were written."""
+        if self.state == writer:
+            return
+        mask = self.mask_of(view)
+        before = np.count_nonzero(mask)
+        mask[selection] = writer
+        self._settle(np.count_nonzero(mask) - before)
+
+    def _mark_part(self, mask: np.ndarray, writer: int) -> None:
+        fresh = mask.size - np.count_nonzero(mask)
+        mask[...] = writer
+        self._settle(fresh)
+
+    def _settle(self, fresh: int) -> None:
+        """Drop the mask once everything is written by one kind of writer."""
+        self.remaining -= int(fresh)
+        mask = self.mask
+        if self.remaining == 0 and mask is not None:
+            lowest, highest = int(mask.min()), int(mask.max())
+            if lowest == highest:
+                self.state = lowest
+                self.mask = None
+
+    def mask_of(self, view: np.ndarray) -> np.ndarray:
+        """The part of the element states that `view` covers; makes the mask on first need."""
+        if self.mask is None:
+            self.mask = np.full(self.array.shape, max(self.state, 0), dtype=np.uint8)
+            self.remaining = 0 if self.state > 0 else self.mask.size
+            self.state = MIXED
+        itemsize = self.array.itemsize
+        offset = byte_offset(view, self.array)
+        if view.itemsize != itemsize:
+            return self._mask_of_reinterpreted(view, offset)
+        return np.ndarray(view.shape, np.uint8, self.mask, offset // itemsize, [s // itemsize for s in view.strides])
+
+    def _mask_of_reinterpreted(self, view: np.ndarray, offset: int) -> np.ndarray:
+        """The bytes that a reinterpreted `view` covers, rounded outwards to whole elements of the storage."""
+        reach = sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
+        itemsize = self.array.itemsize
+        assert self.mask is not None
+        return self.mask.reshape(-1)[offset // itemsize : (offset + reach + view.itemsize - 1) // itemsize + 1]
+
+    def is_written(self, view: np.ndarray) -> bool:
+        """Whether all elements of `view` are written."""
+        if self.state > 0:
+            return True
+        return self.state == MIXED and bool(self.mask_of(view).all())
+
+
+def byte_offset(view: np.ndarray, root: np.ndarray) -> int:
+    """Bytes from the start of `root` to the first element of `view`."""
+    offset: int = view.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    return offset
+
+
+def peak_of(allocations: list[Allocation], buffer: MemoryRegion, unit: int = 1) -> tuple[int, int, list[Allocation]]:
+    """Largest sum of live tensors in `buffer`: (units, instruction index where it is reached, tensors live there).
+
+    A tensor lives from the first write to the last use; each takes ceil(bytes per partition / unit) units.
+    """
+    changes: list[tuple[int, int, Allocation]] = []
+    for allocation in allocations:
+        if allocation.buffer is buffer and allocation.first >= 0:
+            units = -(-allocation.bytes_per_partition // unit)
+            changes.append((allocation.first * 2, units, allocation))
+            changes.append((max(allocation.first, allocation.last) * 2 + 1, -units, allocation))
+    changes.sort(key=lambda change: change[0])
+    live = peak = peak_at = 0
+    for moment, units, _ in changes:
+        live += units
+        if live > peak:
+            peak, peak_at = live, moment // 2
+    at_peak = [a for _, units, a in changes if units > 0 and a.first <= peak_at <= max(a.first, a.last)]
+    return peak, peak_at, at_peak

@@ -1,0 +1,106 @@
+"""Reading operands into float32 arrays and writing results with rounding: what every instruction is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from neuron_port.simulator.checks import check_vector_operand
+from neuron_port.simulator.dtypes import FLOAT32, float32
+from neuron_port.simulator.errors import ConstraintError, UnsupportedError
+from neuron_port.simulator.memory import BY_OTHERS
+from neuron_port.simulator.tensor import NkiTensor
+
+
+def read(tile: NkiTensor) -> np.ndarray:
+    """The tile's values as float32 (no copy for float dtypes)."""
+    return tile.array if tile.dtype.is_float else tile.array.astype(FLOAT32)
+
+
+def read_like(tile: NkiTensor, shape: tuple[int, ...]) -> np.ndarray:
+    """The tile's values as float32 in another shape with the same elements per partition."""
+    values = read(tile)
+    return values if values.shape == shape else values.reshape(shape)
+
+
+def write(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> None:
+    """Round `values` to dst's dtype, store them, and remember who wrote."""
+    dtype = dst.dtype
+    array = dst.array
+    if dtype is not float32:
+        values = dtype.rounded(values)
+    if values.shape != array.shape:
+        values = values.reshape(array.shape)
+    try:
+        array[...] = values
+    except ValueError:
+        refuse_write(dst)
+        raise
+    storage = dst.storage
+    if storage.state != writer:
+        storage.mark_written(array, writer)
+
+
+def compute(dst: NkiTensor, function: np.ufunc, *arguments: Any) -> None:
+    """dst = function(*arguments), without a temporary array when dst is float32 of the same shape."""
+    array = dst.array
+    if dst.dtype is float32 and array.shape == arguments[0].shape and array.flags.writeable:
+        function(*arguments, out=array)
+        storage = dst.storage
+        if storage.state != BY_OTHERS:
+            storage.mark_written(array, BY_OTHERS)
+    else:
+        write(dst, function(*arguments))
+
+
+def write_raw(dst: NkiTensor, values: np.ndarray) -> None:
+    """Store values that are already representable in dst's dtype."""
+    array = dst.array
+    try:
+        array[...] = values if values.shape == array.shape else values.reshape(array.shape)
+    except ValueError:
+        refuse_write(dst)
+        raise
+    storage = dst.storage
+    if storage.state != BY_OTHERS:
+        storage.mark_written(array, BY_OTHERS)
+
+
+def fill(dst: NkiTensor, value: float) -> None:
+    """Store one value, representable in dst's dtype, in every element."""
+    try:
+        dst.array[...] = value
+    except ValueError:
+        refuse_write(dst)
+        raise
+    storage = dst.storage
+    if storage.state != BY_OTHERS:
+        storage.mark_written(dst.array, BY_OTHERS)
+
+
+def refuse_write(dst: NkiTensor) -> None:
+    """Explain why a view cannot be written, if it cannot."""
+    if dst.array.flags.writeable:
+        return
+    if not dst.storage.array.flags.writeable:
+        raise ConstraintError(
+            f"{dst!r} is a kernel input and is written",
+            hint="return a new nl.ndarray(..., buffer=nl.shared_hbm); or pass the input as "
+            "to_hbm(array, mutable=True) if the kernel updates it in place",
+        )
+    raise UnsupportedError(
+        f"{dst!r} is written through a view whose elements repeat or are reinterpreted",
+        hint="write through a plain view of the tile",
+    )
+
+
+def scalar_or_vector(opcode: str, name: str, operand: Any, data: np.ndarray) -> Any:
+    """A Python number as float32, or a [P, 1] tile's values shaped to broadcast over `data`."""
+    if isinstance(operand, NkiTensor):
+        partitions = data.shape[0]
+        check_vector_operand(opcode, name, operand, partitions)
+        return read(operand).reshape((partitions,) + (1,) * (data.ndim - 1))
+    if isinstance(operand, bool | int | float | np.number):
+        return FLOAT32.type(operand)
+    raise ConstraintError(f"{opcode}: {name} is {operand!r}, must be a number or a (P, 1) tile")

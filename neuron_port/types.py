@@ -1,0 +1,287 @@
+"""The records that pass between stages. Read this file first.
+
+Frozen, keyword-only dataclasses with the field's standard names. Nothing here imports torch, so that listing and
+planning stay light. `to_json` / `from_json` are one generic pair for all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import pydantic
+
+from neuron_port.errors import ParityError
+
+# Names are the ones of safetensors' and torch's own spelling, without the `torch.` prefix.
+DTYPE_BYTES = {
+    "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+    "float8_e4m3fn": 1, "float8_e5m2": 1,
+}  # fmt: skip
+
+Record = TypeVar("Record")
+Tier = Literal["simulator", "xla-cpu", "official", "device"]
+Decision = Literal["recipe", "draft", "compiler"]
+BundleState = Literal["portable", "compiled", "device-verified"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Shape and dtype of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.size * DTYPE_BYTES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model on local disk: configuration, tokenizer and, unless `random_weights`, safetensors files.
+
+    `directory` is in Hugging Face layout. `weights` maps checkpoint tensor names to specs; values are read lazily.
+    """
+
+    name: str
+    source: str  # where it came from, for people: a hub id, a directory, a PyPI wheel
+    revision: str  # digest of config and weights: equal revision means equal bytes
+    directory: str
+    architecture: str  # "LlamaForCausalLM"
+    config: Mapping[str, Any]
+    weights: Mapping[str, TensorSpec]
+    random_weights: bool
+    license: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One call that the model makes: a module, or a function cut out of one.
+
+    `name` is the module's path, followed for functions by `#` and what they are: `model.layers.0.self_attn#rope`.
+    `parameters` are the module's own, by their name in it; the checkpoint knows them as `<layer name>.<parameter>`.
+    """
+
+    name: str
+    operation: str  # "module", "attention", "rope", "add"
+    module_class: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: Mapping[str, TensorSpec]
+    attributes: Mapping[str, Any]
+    flops: int
+    hbm_bytes: int
+
+    @property
+    def signature(self) -> str:
+        """Digest of everything that decides which kernel serves this layer; equal layers share it."""
+        return digest(
+            self.operation, self.module_class, self.inputs, self.outputs, dict(self.parameters), dict(self.attributes)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGraph:
+    """All layers of a model in the order in which they run, for one phase."""
+
+    checkpoint: str  # its revision
+    phase: str  # "prefill" or "decode"
+    batch: int
+    sequence_length: int
+    layers: tuple[Layer, ...]
+
+    def groups(self) -> dict[str, list[Layer]]:
+        """Layers by signature, in order of first appearance."""
+        groups: dict[str, list[Layer]] = {}
+        for layer in self.layers:
+            groups.setdefault(layer.signature, []).append(layer)
+        return groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSource:
+    """Where a kernel's weight comes from, and how it is laid out on the way: `transform` is applied once, at load.
+
+    transform: "none", or "transpose" ([N, K] in the checkpoint becomes [K, N] for the kernel).
+    """
+
+    name: str
+    transform: Literal["none", "transpose"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """What was decided for every layer of one signature, and why."""
+
+    signature: str
+    layers: tuple[str, ...]
+    decision: Decision
+    recipe: str | None  # recipe or draft name
+    weights: Mapping[str, WeightSource]  # kernel role -> the module's own parameter name and its layout
+    attributes: Mapping[str, Any]  # eps, head counts, scaling ...
+    reason: str
+    evidence: Mapping[str, float] = field(default_factory=dict)  # relative error of the numeric probe, per input scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchPlan:
+    """The decision for every signature of a layer graph."""
+
+    checkpoint: str
+    target: str
+    matches: tuple[Match, ...]
+    unused_parameters: tuple[str, ...]  # consumed by no layer: must be empty, or is reported
+
+    def by_layer(self, graph: LayerGraph) -> dict[str, Match]:
+        """The decisions for one phase's layers, by layer name; layers inside a matched module have none."""
+        decided = {match.signature: match for match in self.matches}
+        return {
+            layer.name: decided[layer.signature]
+            for layer in graph.layers
+            if layer.signature in decided and layer.name in decided[layer.signature].layers
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel's source and where it came from."""
+
+    name: str
+    source: str
+    entry_point: str
+    origin: Literal["recipe", "draft"]
+    nki_version: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """One comparison of one output with its reference. Failure is `passed=False` with `detail`, never a magic number."""
+
+    name: str
+    kind: str  # "captured", "ordinary", "tail", "stress", "large", "sabotage" (which must fail)
+    tier: Tier
+    dtype: str
+    shapes: tuple[tuple[int, ...], ...]
+    seed: int | None
+    metrics: Mapping[str, float]
+    limits: Mapping[str, float]
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """Every case that was run for one subject (a kernel on a signature, a graph, or the whole model)."""
+
+    subject: str
+    oracle: str  # "transformers 5.23.0, torch 2.13.0, cpu, float32"
+    cases: tuple[CaseResult, ...]
+    not_proven: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.cases) and all(case.passed for case in self.cases)
+
+    @property
+    def worst(self) -> CaseResult | None:
+        """The case closest to, or furthest beyond, one of its limits."""
+        return max(self.cases, key=_limit_share, default=None)
+
+
+def _limit_share(case: CaseResult) -> float:
+    shares = [case.metrics[name] / limit for name, limit in case.limits.items() if limit > 0 and name in case.metrics]
+    return math.inf if not case.passed else max(shares, default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedKernel:
+    """A kernel together with the report that proves it. Construction fails otherwise."""
+
+    kernel: Kernel
+    signature: str
+    report: ParityReport
+
+    def __post_init__(self) -> None:
+        if not self.report.passed:
+            worst = self.report.worst
+            where = "no case was run" if worst is None else f"case `{worst.name}` ({worst.dtype}): {worst.detail}"
+            raise ParityError(
+                f"Kernel `{self.kernel.name}` failed parity on {self.report.subject}: {where}",
+                hint="The kernel is not shipped. Correct it, or exclude the layer with --compiler NAME.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphInput:
+    """One parameter of a graph, in order. `weight` is read from `source` through `transform`; `state` is aliased."""
+
+    name: str
+    role: Literal["weight", "input", "state"]
+    spec: TensorSpec
+    source: str | None = None  # weights: the checkpoint's tensor name, or "derived:<name>"
+    transform: Literal["none", "transpose"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphOutput:
+    """One result of a graph, in order. A `state` output is written in place over the input `alias_of`."""
+
+    name: str
+    role: Literal["output", "state"]
+    spec: TensorSpec
+    alias_of: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """The interface of one graph: `prefill_b1_s128`, `decode_b1_t256`."""
+
+    id: str
+    phase: Literal["prefill", "decode"]
+    batch: int
+    sequence_length: int  # prefill: tokens of the bucket; decode: 1
+    cache_length: int  # key/value slots
+    inputs: tuple[GraphInput, ...]
+    outputs: tuple[GraphOutput, ...]
+
+
+def digest(*parts: Any) -> str:
+    """Sixteen hexadecimal characters that change when any part does. Parts are records or JSON values."""
+    text = json.dumps([to_json(part) for part in parts], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def from_json(record: type[Record], value: Any) -> Record:
+    """The record that `to_json` gave `value`; raises pydantic's ValidationError when it does not fit."""
+    return pydantic.TypeAdapter(record).validate_python(value)
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values for a record, recursively."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"not JSON: {type(value).__name__} {value!r}")

@@ -1,0 +1,96 @@
+"""Gated MLP with silu (SwiGLU): three bias-free projections, (silu(x @ gate) * (x @ up)) @ down.
+
+Matches modules whose only parameters are three 2-D weights of children, two [I, H] and one [N, I], called with one
+tensor of H features. Names say which is gate and which is up; the numeric probe decides whether that is so.
+Any T; float32 and bfloat16. Sizes: T = tokens, H = hidden, I = intermediate, N = output features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neuron_port.recipe import Binding, Case, Recipe, Tolerance
+from neuron_port.types import WeightSource
+
+# Parts of the children's names that say what they are, in the order of the roles.
+ROLE_NAMES = {"gate": ("gate", "w1", "wi_0"), "up": ("up", "w3", "wi_1"), "down": ("down", "w2", "wo")}
+
+
+def bind(call: Any) -> Binding | None:
+    """Accept a module with three bias-free linear children whose shapes can be a gate, an up and a down projection."""
+    module = call.module
+    if call.operation != "module" or module is None or len(call.inputs) != 1:
+        return None
+    if call.inputs[0].dtype not in RECIPE.dtypes:
+        return None
+    weights = dict(module.named_parameters())
+    if len(weights) != 3 or any(not name.endswith(".weight") or weight.ndim != 2 for name, weight in weights.items()):
+        return None
+    roles = assign_roles(list(weights))
+    gate, up, down = (weights[roles[role]] for role in ROLE_NAMES)
+    fits = gate.shape == up.shape and gate.shape[1] == call.inputs[0].shape[-1] and down.shape[1] == gate.shape[0]
+    if not fits:
+        return None
+    return Binding(weights={role: WeightSource(name=roles[role], transform="transpose") for role in ROLE_NAMES})
+
+
+def assign_roles(names: list[str]) -> dict[str, str]:
+    """Roles by the parts of the names; names that say nothing take the roles that are left, in their own order."""
+    roles: dict[str, str] = {}
+    for role, parts in ROLE_NAMES.items():
+        said = [name for name in names if name not in roles.values() and any(part in name.lower() for part in parts)]
+        if len(said) == 1:
+            roles[role] = said[0]
+    rest = [name for name in names if name not in roles.values()]
+    for role in ROLE_NAMES:
+        if role not in roles:
+            roles[role] = rest.pop(0)
+    return roles
+
+
+def forward(operator: Any, weights: Any, attributes: Any, hidden: Any) -> Any:
+    """Apply the MLP to [..., H] through the operator on [T, H]."""
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    result = operator(rows, weights["gate"], weights["up"], weights["down"])
+    return result.reshape(*hidden.shape[:-1], result.shape[-1])
+
+
+def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:
+    hidden, intermediate = sizes["H"], sizes["I"]
+    return (
+        draw.normal((sizes["T"], hidden)),
+        draw.weight((hidden, intermediate)),
+        draw.weight((hidden, intermediate)),
+        draw.weight((intermediate, sizes.get("N", hidden))),
+    )
+
+
+def flops(x: tuple[int, ...], gate: tuple[int, ...], up: tuple[int, ...], down: tuple[int, ...]) -> int:
+    """Two per multiply-add of the three products."""
+    return 2 * x[0] * (gate[0] * gate[1] + up[0] * up[1] + down[0] * down[1])
+
+
+RECIPE = Recipe(
+    name="gated_mlp",
+    summary="Gated MLP with silu: (silu(x @ gate) * (x @ up)) @ down.",
+    schema="(Tensor x, Tensor gate, Tensor up, Tensor down) -> Tensor",
+    operation="module",
+    bind=bind,
+    forward=forward,
+    sequence_axes=(1,),
+    inputs=inputs,
+    flops=flops,
+    tolerance=Tolerance(reduction_length="I"),
+    cases=(
+        Case(name="one token", kind="ordinary", sizes={"T": 1, "H": 576, "I": 1536}),
+        Case(name="one token, spread", kind="ordinary", sizes={"T": 1, "H": 512, "I": 1408}),
+        Case(name="four tokens, spread", kind="ordinary", sizes={"T": 4, "H": 256, "I": 640}),
+        Case(name="a prompt", kind="ordinary", sizes={"T": 128, "H": 576, "I": 1536}),
+        Case(name="tails everywhere", kind="tail", sizes={"T": 130, "H": 193, "I": 577, "N": 515}),
+        Case(name="less than a chunk", kind="tail", sizes={"T": 2, "H": 65, "I": 33}),
+        Case(name="one of each", kind="tail", sizes={"T": 1, "H": 1, "I": 1}),
+        Case(name="small values", kind="stress", sizes={"T": 5, "H": 192, "I": 320}, scale=1e-3),
+        Case(name="large values", kind="stress", sizes={"T": 20, "H": 192, "I": 320}, scale=30.0),
+        Case(name="two blocks of tokens", kind="large", sizes={"T": 700, "H": 256, "I": 640}),
+    ),
+)
