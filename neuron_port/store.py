@@ -150,7 +150,7 @@ def _disk_error_number(error: BaseException | None, root: Path) -> int | None:
 
 def _storage_error(number: int, path: Path, needed_bytes: int | None) -> StorageError:
     needed = "" if needed_bytes is None else f", {_readable(needed_bytes)} needed"
-    free = f"{_readable(_free_bytes(path))} free{needed}"
+    free = f"{_readable(_free_bytes(path))} free now{needed}"
     if number in SPACE_ERRORS:
         cure = "Free some space, or point NEURON_PORT_HOME at a larger disk; finished stages are kept."
     else:

@@ -202,8 +202,9 @@ class ParityReport:
 
     @property
     def worst(self) -> CaseResult | None:
-        """The case closest to, or furthest beyond, one of its limits."""
-        return max(self.cases, key=_limit_share, default=None)
+        """The case closest to, or furthest beyond, one of its limits; a sabotage counts only if it was not refused."""
+        judged = [case for case in self.cases if case.kind != "sabotage" or not case.passed]
+        return max(judged, key=_limit_share, default=None)
 
 
 def _limit_share(case: CaseResult) -> float:

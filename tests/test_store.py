@@ -202,7 +202,7 @@ def test_disk_error_names_path_space_and_cure(store: Store, number: int, words: 
         store.build("stage", "key", write, needed_bytes=1024)
     assert words in caught.value.message
     assert str(store.path("stage", "key")) in caught.value.message
-    assert "iB free" in caught.value.message
+    assert "iB free now" in caught.value.message
     assert "0.0 MiB needed" in caught.value.message
     assert "NEURON_PORT_HOME" in str(caught.value.hint)
     assert not leftovers(store.root)
@@ -231,7 +231,7 @@ def test_foreign_permission_error_is_not_ours(store: Store, tmp_path: Path) -> N
 def test_too_little_space_is_refused_before_the_work(store: Store) -> None:
     """A result that cannot fit is refused with both sizes before the writer runs."""
     needed_bytes = shutil.disk_usage(store.root).free + 2**40
-    with pytest.raises(StorageError, match=r"GiB free, .* GiB needed"):
+    with pytest.raises(StorageError, match=r"GiB free now, .* GiB needed"):
         store.build("stage", "key", never, needed_bytes=needed_bytes)
 
 

@@ -1,4 +1,4 @@
-"""The deployable bundle: written here as portable HLO with its proof, finished on an instance by `finish.py`."""
+"""The deployable bundle: portable HLO with its proof, finished on an instance by `finish.py`."""
 
 from neuron_port.build.artifact import Artifact, GraphFiles
 from neuron_port.build.bundle import write_bundle

@@ -36,7 +36,7 @@ class Artifact:
 
     @property
     def state(self) -> BundleState:
-        """ "portable" (HLO), "compiled" (every graph has a NEFF) or "device-verified" (a device agreed)."""
+        """Portable (HLO), compiled (every graph has a NEFF) or device-verified (a device agreed)."""
         return cast(BundleState, self.manifest["state"])
 
     @property

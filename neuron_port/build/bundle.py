@@ -1,4 +1,4 @@
-"""Writes a neuron bundle: everything that a Neuron instance needs, proven here and finished there by one command."""
+"""Writes a neuron bundle: all that a Neuron instance needs, proven here and finished there by one command."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from neuron_port.build import finishing
 from neuron_port.build.artifact import Artifact, GraphFiles
 from neuron_port.build.finishing.files import MANIFEST, SCHEMA_VERSION, sha256_of
 from neuron_port.build.finishing.hlo import HloError, entry_parameters, placeholders
-from neuron_port.build.finishing.tables import MINIMUM_NKI, TARGETS
+from neuron_port.build.finishing.tables import MINIMUM_COMPILER, MINIMUM_NKI, TARGETS
 from neuron_port.build.kernels import write_kernels
 from neuron_port.build.manifest import (
-    check_no_machine,
     file_hashes,
     mapping_entries,
     model_entry,
     provenance,
     public_source,
     tool_entry,
+    without_paths,
 )
 from neuron_port.build.plan import INSTANCE_TYPES, LOGICAL_CORE_SIZE, build_plan
 from neuron_port.build.report import Parity, check_parity, write_parity
@@ -36,8 +36,8 @@ from neuron_port.types import Checkpoint, GraphSpec, MatchPlan, VerifiedKernel
 _HERE = Path(__file__).parent
 # Everything that Hugging Face tools read beside the weights.
 HUGGING_FACE_FILES = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*",
-    "merges.txt", "chat_template*", "preprocessor_config.json", "LICENSE*",
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab*", "merges.txt", "chat_template*", "preprocessor_config.json", "LICENSE*",
 )  # fmt: skip
 
 
@@ -61,8 +61,8 @@ def write_bundle(
 
     Args:
         parity: reports by side: "kernels", "graphs", "model". A side that is absent is recorded as not run.
-        golden: graph id -> arrays by the graph's own input and output names: every input except weights (state that
-            is absent starts as zeros) and the outputs' float32 references.
+        golden: graph id -> arrays by the graph's own input and output names: every input except
+            weights (state that is absent starts as zeros) and the outputs' float32 references.
         weights: "copy", "link" or "reference" (weights.lock.json only).
         derived_weights: tensors that no checkpoint file holds; graphs read them as "derived:<name>".
         stages: {"name", "seconds", "reused"} of every stage of the conversion.
@@ -81,8 +81,8 @@ def write_bundle(
             write_arrays(folder / "parity" / "golden" / f"{graph}.safetensors", arrays)
         parity_entry = write_parity(folder / "parity", parity, title=checkpoint.name)
         weights_entry = write_weights(
-            folder / "weights", destination=destination, checkpoint=checkpoint, mode=weights, derived=derived_weights,
-            graphs=graphs, source=source,
+            folder / "weights", destination=destination, checkpoint=checkpoint, mode=weights,
+            derived=derived_weights, graphs=graphs, source=source,
         )  # fmt: skip
         _write_build(folder / "build", [graph.spec for graph in graphs], checkpoint, target, dtype)
         manifest = {
@@ -103,8 +103,8 @@ def write_bundle(
             "parity": parity_entry,
             "build": {"target": None, "compiler": None, "targets": {}},
             "requires": {
-                "neuronx-cc": ">=2.23",
-                "nki": f">={MINIMUM_NKI[0]}.{MINIMUM_NKI[1]}" if kernel_entries and target == "trn2" else None,
+                "neuronx-cc": f">={_dotted(MINIMUM_COMPILER)}",
+                "nki": f">={_dotted(MINIMUM_NKI)}" if kernel_entries and target == "trn2" else None,
                 "runtime": "nrtpy>=2.34",
             },
             "provenance": provenance(stages),
@@ -112,10 +112,14 @@ def write_bundle(
         placed = {} if weights == "reference" else {f"weights/{entry['name']}": entry["sha256"]
                                                     for entry in weights_entry["files"]}  # fmt: skip
         manifest["files"] = file_hashes(folder, placed)
-        check_no_machine(manifest)
+        manifest = without_paths(manifest)
         write_json(folder / MANIFEST, manifest)
         keep_neffs(destination, folder)
     return Artifact(folder=destination, manifest=manifest)
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def _check(graphs: Sequence[GraphFiles], golden: Mapping[str, Mapping[str, np.ndarray]], target: str) -> None:
@@ -129,7 +133,8 @@ def _check(graphs: Sequence[GraphFiles], golden: Mapping[str, Mapping[str, np.nd
     for graph, arrays in golden.items():
         if graph not in specs:
             raise UsageError(f"Golden values for an unknown graph: `{graph}`")
-        names = {item.name for item in (*specs[graph].inputs, *specs[graph].outputs)}
+        spec = specs[graph]
+        names = {item.name for item in spec.inputs} | {item.name for item in spec.outputs}
         if unknown := sorted(set(arrays) - names):
             raise UsageError(
                 f"Golden values of `{graph}` name no input or output of it: {', '.join(unknown)}"
@@ -174,7 +179,7 @@ def interface(spec: GraphSpec) -> dict[str, Any]:
              "alias_of": item.alias_of}
             for item in spec.outputs
         ],
-        "transforms": {"none": "as in the file", "transpose": "[N, K] in the file becomes [K, N] in the graph"},
+        "transforms": {"none": "as in the file", "transpose": "[N, K] in the file is [K, N] in the graph"},
     }  # fmt: skip
 
 
@@ -193,8 +198,8 @@ def _check_hlo(graph: GraphFiles, kernels: Mapping[str, str]) -> list[str]:
                     (i for i, pair in enumerate(zip(found, wanted)) if pair[0] != pair[1]), len(wanted)
                 )
                 raise LoweringError(
-                    f"{name}: {which} has {len(found)} parameters, its interface {len(wanted)} inputs; they differ "
-                    f"from parameter {first} on"
+                    f"{name}: {which} has {len(found)} parameters, its interface {len(wanted)} inputs; "
+                    f"they differ from parameter {first} on"
                 )
         calls, left = placeholders(graph.hlo), placeholders(graph.reference_hlo)
     except HloError as error:

@@ -20,6 +20,10 @@ import sys
 if __name__ == "__main__":
     if sys.version_info < (3, 10):  # noqa: UP036  (instances bring older interpreters)
         sys.exit("error: finish.py needs Python 3.10 or newer.")
+    from pathlib import Path
+
+    sys.dont_write_bytecode = True  # leave nothing in the bundle that is not in its manifest
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # also when Python runs isolated (-I)
     from finishing.command import main
 
     sys.exit(main())

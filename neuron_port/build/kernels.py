@@ -1,4 +1,4 @@
-"""Puts verified kernels into a bundle, each with its reference, the GPU source it replaces and its evidence."""
+"""Puts verified kernels into a bundle, each with its reference, the GPU source it replaces and its proof."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def write_kernels(
 ) -> list[dict[str, Any]]:
     """Write `folder` (the bundle's kernels/) and return the manifest's `kernels` entries, by name.
 
-    Raises: ParityError when the plan uses a kernel that no report proves; RecipeError when a recipe's files are
-    not those that were verified.
+    Raises: ParityError when the plan uses a kernel that no report proves; RecipeError when a recipe's files
+    are not those that were verified.
     """
     proven: dict[str, list[VerifiedKernel]] = {}
     for verified in kernels:
@@ -92,7 +92,7 @@ def _copy_recipe_files(recipe: Path, home: Path, kernel: Kernel) -> None:
 
 
 def recipe_facts(folder: Path) -> dict[str, Any]:
-    """`version`, `generations` and `license` of a recipe, read from the literals of its recipe.py without running it."""
+    """Version, generations and license of a recipe: literals of its recipe.py, which is not run."""
     facts = dict(_DEFAULTS)
     path = folder / "recipe.py"
     if not path.is_file():

@@ -1,12 +1,11 @@
-"""The manifest of a bundle: reading it, checking files against it, and keeping the building machine out of it."""
+"""The manifest of a bundle: reading it, checking files against it, keeping the building machine out of it."""
 
 from __future__ import annotations
 
 import json
 import platform
 import re
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,8 +18,8 @@ from neuron_port.errors import NeuronPortError, StorageError
 from neuron_port.types import Checkpoint, MatchPlan
 
 REQUIRED = (
-    "state", "tool", "model", "target", "graphs", "mapping", "kernels", "weights", "parity", "build", "requires",
-    "provenance", "files",
+    "state", "tool", "model", "target", "graphs", "mapping", "kernels", "weights", "parity", "build",
+    "requires", "provenance", "files",
 )  # fmt: skip
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "ml_dtypes", "jaxlib")
 _ABSOLUTE_PATH = re.compile(
@@ -48,7 +47,8 @@ def load_manifest(bundle: Path) -> dict[str, Any]:
         )
     if manifest["schema_version"] > SCHEMA_VERSION:
         raise NeuronPortError(
-            f"`{bundle}` has manifest version {manifest['schema_version']}; this neuron-port reads {SCHEMA_VERSION}",
+            f"`{bundle}` has manifest version {manifest['schema_version']}; "
+            f"this neuron-port reads {SCHEMA_VERSION}",
             hint="Upgrade neuron-port, or use the bundle's own build/finish.py.",
         )
     missing = [name for name in REQUIRED if name not in manifest]
@@ -60,7 +60,7 @@ def load_manifest(bundle: Path) -> dict[str, Any]:
 
 
 def verify_files(bundle: Path) -> list[str]:
-    """One line for every file of a bundle that is missing or not the one that was written; empty when all is well."""
+    """One line for every file of a bundle that is missing or has changed; empty when all is well."""
     return damaged_files(bundle, load_manifest(bundle), within=lambda name: True)
 
 
@@ -136,7 +136,7 @@ def tool_entry() -> dict[str, str]:
 
 
 def public_source(source: str) -> str:
-    """Where a checkpoint came from, without the building machine's folders: a directory is named by its last part."""
+    """Where a checkpoint came from; of a directory only the last part, which names no machine."""
     if (
         source.startswith(("/", "~", ".", "file:"))
         or re.match(r"[A-Za-z]:\\", source)
@@ -146,27 +146,12 @@ def public_source(source: str) -> str:
     return source
 
 
-def check_no_machine(manifest: Mapping[str, Any]) -> None:
-    """Raises: StorageError when the manifest names the building machine or one of its absolute paths."""
-    host = socket.gethostname()
-    telling = len(host) > 3 and host not in ("localhost", "debian", "ubuntu")
-    for where, text in _texts(manifest, "manifest"):
-        found = _ABSOLUTE_PATH.search(text)
-        if found or (telling and re.search(rf"(?<![\w-]){re.escape(host)}(?![\w-])", text)):
-            name = found[0] if found else host
-            raise StorageError(
-                f"The manifest would name the building machine: `{name}` in {where}",
-                hint="Name files relative to the model or the bundle.",
-            )
-
-
-def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+def without_paths(value: Any) -> Any:
+    """The same JSON with absolute paths cut to their last part: a bundle does not tell where it was built."""
     if isinstance(value, str):
-        yield where, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield f"a key of {where}", str(key)
-            yield from _texts(item, f"{where}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _texts(item, f"{where}[{index}]")
+        return _ABSOLUTE_PATH.sub(lambda found: re.findall(r"[^/\\]+", found[0])[-1], value)
+    if isinstance(value, Mapping):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(item) for item in value]
+    return value

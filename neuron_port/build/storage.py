@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from neuron_port.build.finishing.files import MANIFEST
 from neuron_port.errors import StorageError, UsageError
 from neuron_port.types import to_json
+
+SAFETENSORS_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8",
+    "bool": "BOOL",
+}  # fmt: skip
 
 # EFBIG: a file larger than the process may write (ulimit -f) is the same trouble to a user as a full disk.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -77,7 +82,7 @@ def _storage_errors(destination: Path) -> Iterator[None]:
         if error.errno in _NO_SPACE:
             raise StorageError(
                 f"No space left for the bundle `{destination}`: {error.strerror}",
-                hint="Free some space, or use --weights link or --weights reference. Nothing was left behind.",
+                hint="Free some space, or use --weights link or reference. Nothing was left behind.",
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StorageError(
@@ -107,17 +112,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays (bfloat16 included) as one safetensors file."""
+    """Write arrays (bfloat16 included) as one safetensors file.
+
+    The format is an eight-byte length, a JSON header and the raw values. Written here because a full disk
+    must reach us as an OSError, which the library's own writer turns into something else.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    described = {
-        name: {
-            "dtype": array.dtype.name,
-            "shape": list(array.shape),
-            "data": np.ascontiguousarray(array).tobytes(),
-        }
-        for name, array in arrays.items()
-    }
-    path.write_bytes(safetensors.serialize(described, None))
+    header: dict[str, Any] = {}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        dtype = SAFETENSORS_DTYPES[array.dtype.name]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # values start aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).tobytes())
 
 
 def keep_neffs(old: Path, new: Path) -> None:

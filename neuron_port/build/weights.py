@@ -1,4 +1,4 @@
-"""Puts a checkpoint's weights into a bundle: as copies, as links, or as a lock file that says what they were."""
+"""Puts a checkpoint's weights into a bundle: copied, linked, or named in a lock file."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def write_weights(
     hashes = {entry["name"]: entry["sha256"] for entry in files}
     tensors = {name: entry | {"sha256": hashes[entry["file"]]} for name, entry in index.items()}
     lock: dict[str, Any] = {
-        "source": source, "revision": checkpoint.revision, "random": checkpoint.random_weights, "files": files,
-        "tensors": tensors,
+        "source": source, "revision": checkpoint.revision, "random": checkpoint.random_weights,
+        "files": files, "tensors": tensors,
     }  # fmt: skip
     if checkpoint.random_weights:
         lock["generated_by"] = (
             f"neuron-port drew the weights of `{checkpoint.name}` from its configuration; revision "
-            f"{checkpoint.revision} names them. They prove the graphs and are of no use to anybody: none are stored."
+            f"{checkpoint.revision} names them. They prove the graphs and nothing else: none are stored."
         )
         lock["expected"] = checkpoint.weights
     write_json(folder / LOCK, lock)
@@ -115,7 +115,7 @@ def _check_sources(
     )
     if absent:
         raise CheckpointError(
-            f"The graphs read {len(absent)} weights that `{checkpoint.name}` does not have: {', '.join(absent[:3])}",
+            f"`{checkpoint.name}` lacks {len(absent)} weights that the graphs read: {', '.join(absent[:3])}",
             hint="The checkpoint's safetensors files may be incomplete; fetch the model again.",
         )
 
@@ -143,7 +143,7 @@ def _copy(source: Path, target: Path) -> str:
 
 
 def _link_text(shard: Path, destination: Path) -> str:
-    """Relative when the checkpoint lies beside the bundle, so that both can move together; absolute otherwise."""
+    """Relative when the checkpoint lies beside the bundle, so that both move together; absolute otherwise."""
     real, home = shard.resolve(), destination.parent.resolve()
     if real.is_relative_to(home):
         return os.path.relpath(real, home / destination.name / "weights")

@@ -60,15 +60,27 @@ def check_portable(config: Mapping[str, Any], where: str) -> None:
             f"{where} is of quantized weights ({method}), which cannot be read yet.",
             hint="Use the unquantized checkpoint of the model.",
         )
-    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    _check_causal(config, where)
+
+
+def _check_causal(config: Mapping[str, Any], where: str) -> None:
+    """The architecture must be the causal language model that transformers builds for the model type."""
     model_type = str(config.get("model_type"))
-    architecture = (config.get("architectures") or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)])[0]
-    if architecture not in causal:
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    named = config.get("architectures")
+    architecture = (named[0] if isinstance(named, list) and named else named) or known
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         found = architecture or f"model type `{model_type}`"
         raise CheckpointError(
             f"{where} is of {found}, which is not a causal language model known to transformers "
             f"{transformers.__version__}.",
             hint="Use a text-generation checkpoint, such as one of LlamaForCausalLM; or update transformers.",
+        )
+    if architecture != known:
+        raise CheckpointError(
+            f"{where} names {architecture}, but its model type `{model_type}` is "
+            f"{f'that of {known}' if known else 'no causal language model known to transformers'}.",
+            hint="Correct `architectures` or `model_type`.",
         )
 
 
@@ -80,13 +92,17 @@ def parse_config(directory: Path) -> PreTrainedConfig:
             directory, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers' validators raise many classes
-        reason = " ".join(str(error).split())
         raise CheckpointError(
             f"transformers {transformers.__version__} refuses {directory / CONFIG_FILE} "
-            f"(model type `{raw.get('model_type')}`): {reason}",
+            f"(model type `{raw.get('model_type')}`): {one_line(error)}",
             hint="Correct the configuration, or use a transformers version that knows the model.",
         ) from error
     return config
+
+
+def one_line(error: Exception) -> str:
+    """A foreign exception as part of a sentence."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def config_values(config: PreTrainedConfig) -> dict[str, Any]:
@@ -103,9 +119,8 @@ def build_meta_model(config: PreTrainedConfig) -> PreTrainedModel:
                 config, attn_implementation="eager"
             )
         except Exception as error:  # whatever a constructor makes of impossible sizes
-            reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"No model can be built from the configuration ({type(config).__name__}): {reason}",
+                f"No model can be built from the configuration ({type(config).__name__}): {one_line(error)}",
                 hint="Correct config.json.",
             ) from error
     model.tie_weights()

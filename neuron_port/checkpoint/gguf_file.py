@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from neuron_port.checkpoint.architecture import CONFIG_FILE, config_values, module_specs
+from neuron_port.checkpoint.architecture import CONFIG_FILE, config_values, module_specs, one_line
 from neuron_port.checkpoint.contents import file_sha256
 from neuron_port.checkpoint.gguf_header import GgufHeader, read_gguf_header
 from neuron_port.checkpoint.load import quiet_progress
@@ -66,9 +66,8 @@ def _load(
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
     except Exception as error:  # unknown architectures and vocabularies raise many classes
         architecture = header.metadata.get("general.architecture")
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"transformers cannot read {file} (architecture `{architecture}`): {reason}",
+            f"transformers cannot read {file} (architecture `{architecture}`): {one_line(error)}",
             hint="Use the model's safetensors checkpoint instead.",
         ) from error
     return config, model, tokenizer

@@ -48,6 +48,11 @@ def fetch(
         progress(f"Fetching the weights of {repository} from the hub; an interrupted download is continued.")
         commit = folder.name if folder.parent.name == "snapshots" else revision
         folder = _snapshot(snapshot, repository, commit, TEXT_FILES + WEIGHT_FILES)
+        if not any(folder.glob("*.safetensors")):
+            raise CheckpointError(
+                f"{repository} has no safetensors files on the hub.",
+                hint="Pickled weights (.bin, .pth) are not read: convert them with save_pretrained.",
+            )
     return folder
 
 

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from neuron_port.checkpoint.architecture import module_specs, parse_config
+from neuron_port.checkpoint.architecture import module_specs, one_line, parse_config
 from neuron_port.checkpoint.weights import WeightReader
 from neuron_port.errors import CheckpointError
 from neuron_port.types import Checkpoint
@@ -47,9 +47,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
             directory, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the tokenizers library raises plain Exception
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"The tokenizer in {directory} cannot be read: {reason}", hint="Download or copy its files again."
+            f"The tokenizer in {directory} cannot be read: {one_line(error)}",
+            hint="Download or copy its files again.",
         ) from error
     return tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,8 @@ def _download(source: Mapping[str, str], folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode == 0 and wheels:
         return wheels[0]
+    if full := re.search(r"\[Errno (\d+)\] (?:No space left|Disk quota)", done.stderr):
+        raise OSError(int(full.group(1)), "pip ran out of disk space")  # the store says where and how much
     if "No module named pip" in done.stderr:
         hint = "Install pip for this interpreter: `python -m ensurepip`."
     else:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from neuron_port.lower.decomposition import decompose as decompose
     from neuron_port.lower.decomposition import inline_references as inline_references
     from neuron_port.lower.emitter import KernelCall as KernelCall
-    from neuron_port.lower.emitter import ProgramInput as ProgramInput
     from neuron_port.lower.emitter import emit as emit
-    from neuron_port.lower.emitter import program_inputs as program_inputs
     from neuron_port.lower.execution import XlaExecutable as XlaExecutable
+    from neuron_port.lower.interface import ProgramInput as ProgramInput
+    from neuron_port.lower.interface import program_inputs as program_inputs
     from neuron_port.lower.linting import LintReport as LintReport
     from neuron_port.lower.linting import lint as lint
     from neuron_port.lower.module import Module as Module
@@ -32,13 +32,13 @@ _HOMES = {
     "KernelCall": "emitter",
     "LintReport": "linting",
     "Module": "module",
-    "ProgramInput": "emitter",
+    "ProgramInput": "interface",
     "XlaExecutable": "execution",
     "decompose": "decomposition",
     "emit": "emitter",
     "inline_references": "decomposition",
     "lint": "linting",
-    "program_inputs": "emitter",
+    "program_inputs": "interface",
     "read_module": "module",
 }
 __all__ = sorted(_HOMES)

@@ -105,7 +105,9 @@ class Builder:
 
         Raises LoweringError for larger literals and for integers beyond the dtype.
         """
-        number = torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else torch.as_tensor(value)
+        number = (
+            torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else torch.as_tensor(value)
+        )
         tensor = _finite(number, dtype).contiguous()
         shape = Shape(dtype, tuple(tensor.shape))
         if shape.size_bytes > LITERAL_LIMIT_BYTES:
@@ -149,7 +151,9 @@ class Builder:
         order = [axis % value.rank for axis in order]
         if order == list(range(value.rank)):
             return value
-        return self.op("transpose", value.dtype, [value.shape[axis] for axis in order], value, dimensions=order)
+        return self.op(
+            "transpose", value.dtype, [value.shape[axis] for axis in order], value, dimensions=order
+        )
 
     def slice(self, value: Value, axis: int, start: int, limit: int, stride: int = 1) -> Value:
         """Elements start, start + stride .. below limit of `axis`; all bounds are inside the axis."""
@@ -216,7 +220,13 @@ class Builder:
             start = self.constant(_identity(opcode, value.dtype), value.dtype)
             called = self.scalar_function(opcode, value.dtype)
             value = self.op(
-                "reduce", value.dtype, shape, value, start, dimensions=reduced, called_computation_ids=[called]
+                "reduce",
+                value.dtype,
+                shape,
+                value,
+                start,
+                dimensions=reduced,
+                called_computation_ids=[called],
             )
         return self.reshape(value, kept) if keep else value
 

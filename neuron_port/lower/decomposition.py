@@ -13,15 +13,25 @@ from neuron_port.errors import LoweringError
 
 NAMESPACE = "neuron_port"
 _DONE = "neuron_port.decomposed"
+# Core ATen keeps these whole; torch has a decomposition of each into operators that we lower.
+_FURTHER = (
+    torch.ops.aten.elu.default,
+    torch.ops.aten.leaky_relu.default,
+    torch.ops.aten.linalg_vector_norm.default,
+    torch.ops.aten.native_group_norm.default,
+)
 
 
-def decompose(program: ExportedProgram, references: Mapping[str, Callable[..., Any]] | None = None) -> ExportedProgram:
+def decompose(
+    program: ExportedProgram, references: Mapping[str, Callable[..., Any]] | None = None
+) -> ExportedProgram:
     """The program in core ATen; operators named in `references` become their plain-torch reference.
 
     Run it once per form of a graph: `emit` decomposes only programs that did not pass through here.
     Raises LoweringError when a reference names an operator that was never defined.
     """
     table = torch.export.default_decompositions()
+    table.update(torch._decomp.get_decompositions(_FURTHER))
     table[torch.ops.aten.scaled_dot_product_attention.default] = _attention
     for name, reference in (references or {}).items():
         table[_operator(name)] = reference
@@ -30,7 +40,9 @@ def decompose(program: ExportedProgram, references: Mapping[str, Callable[..., A
     return decomposed
 
 
-def inline_references(program: ExportedProgram, references: Mapping[str, Callable[..., Any]]) -> ExportedProgram:
+def inline_references(
+    program: ExportedProgram, references: Mapping[str, Callable[..., Any]]
+) -> ExportedProgram:
     """The decomposed program with every `torch.ops.neuron_port.<name>` in `references` replaced by its reference.
 
     This is the form that XLA-CPU can execute: it has no kernel calls left for the named operators.

@@ -15,33 +15,29 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
+from torch.export.graph_signature import ConstantArgument, OutputKind
 
 from neuron_port.errors import LoweringError
 from neuron_port.lower import ops
-from neuron_port.lower.builder import LITERAL_LIMIT_BYTES, Builder, Value
+from neuron_port.lower.builder import Builder, Value
 from neuron_port.lower.decomposition import NAMESPACE, decompose, is_decomposed
-from neuron_port.lower.module import Alias, Computation, Instruction, Module, Shape
+from neuron_port.lower.interface import (
+    array_of,
+    check_spec,
+    node_error,
+    program_inputs,
+    shape_of,
+    tensor_of,
+    unique,
+)
+from neuron_port.lower.module import Alias, Module, Shape
+from neuron_port.lower.numbering import renumber
 from neuron_port.lower.registry import IGNORED_KEYWORDS, LOWERINGS
 from neuron_port.lower.schema import API_VERSION_STATUS_RETURNING
-from neuron_port.types import GraphInput, GraphSpec, TensorSpec, to_json
+from neuron_port.types import GraphInput, GraphSpec, to_json
 
 assert ops  # importing it registers the lowerings
 
-# 64-bit integers are 32-bit from the boundary on: a NeuronCore has no others (neuronx-cc --native-int64).
-DTYPES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.int64: "int32",
-    torch.int32: "int32",
-    torch.int16: "int16",
-    torch.int8: "int8",
-    torch.uint8: "uint8",
-    torch.bool: "bool",
-    torch.float8_e4m3fn: "float8_e4m3fn",
-    torch.float8_e5m2: "float8_e5m2",
-}
 _NO_VALUE = frozenset(
     {
         torch.ops.aten._assert_tensor_metadata.default,
@@ -60,67 +56,13 @@ class KernelCall:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProgramInput:
-    """A placeholder that becomes a parameter of the graph.
-
-    `target` is the parameter's or buffer's path in the model, `tied` the other paths of the same tensor (torch.export
-    reads a tied weight through the last of its names).
-    """
-
-    placeholder: str
-    kind: str  # "parameter", "buffer", "constant" or "input"
-    target: str | None
-    spec: TensorSpec
-    tied: tuple[str, ...] = ()
-
-
-def program_inputs(program: ExportedProgram) -> tuple[ProgramInput, ...]:
-    """The placeholders of `program` that become parameters, in order: one GraphInput is wanted for each.
-
-    Not among them: buffers and constants of at most 1 KiB that the graph does not write (they become literals), weights
-    that nothing reads (the second name of a tied weight), and arguments that are not tensors. Ask for the inputs of the
-    decomposed program: decomposition removes dead code.
-    """
-    found = []
-    names: dict[int, list[str]] = {}
-    for name, tensor in program.state_dict.items():
-        names.setdefault(id(tensor), []).append(name)
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for item in program.graph_signature.input_specs:
-        if isinstance(item.arg, ConstantArgument):
-            continue
-        shape = _shape_of(nodes[item.arg.name])
-        unused = item.kind != InputKind.USER_INPUT and not nodes[item.arg.name].users
-        if shape is None or unused or _is_literal(program, item, shape):
-            continue
-        same = names.get(id(program.state_dict.get(item.target or "")), [])
-        found.append(
-            ProgramInput(
-                placeholder=item.arg.name,
-                kind=_KINDS[item.kind],
-                target=item.target,
-                spec=shape.spec,
-                tied=tuple(name for name in same if name != item.target),
-            )
-        )
-    return tuple(found)
-
-
-_KINDS = {
-    InputKind.PARAMETER: "parameter",
-    InputKind.BUFFER: "buffer",
-    InputKind.CONSTANT_TENSOR: "constant",
-    InputKind.USER_INPUT: "input",
-}
-
-
 def emit(program: ExportedProgram, spec: GraphSpec, *, kernels: Mapping[str, KernelCall]) -> bytes:
     """Serialized HloModuleProto of `program`, with the names, order and aliases of `spec`.
 
     Args:
         program: as torch.export gave it, or through `decompose` / `inline_references`.
-        spec: one input for each of `program_inputs(program)` and one output for each result, in order.
+        spec: one input for each of `program_inputs(program)`, with or without the weights that nothing reads, and one
+            output for each result, in order.
         kernels: custom operator name (without namespace) -> the kernel that its custom call names.
     Raises: LoweringError for an operator without lowering, an interface that does not fit, a literal that is too large.
     """
@@ -137,7 +79,7 @@ def emit_module(program: ExportedProgram, spec: GraphSpec, *, kernels: Mapping[s
         if node.op == "call_function":
             emitter.call(node)
         elif node.op == "get_attr":
-            raise _node_error(node, f"Graph attribute `{node.target}` (control flow) has no lowering")
+            raise node_error(node, f"Graph attribute `{node.target}` (control flow) has no lowering")
     return emitter.finish()
 
 
@@ -152,13 +94,15 @@ class _Emitter:
 
     def placeholders(self) -> None:
         wanted = program_inputs(self.program)
+        if len(wanted) < len(self.spec.inputs):  # the spec may name weights that nothing reads
+            wanted = program_inputs(self.program, unread=True)
         if len(wanted) != len(self.spec.inputs):
             raise LoweringError(
                 f"Graph `{self.spec.id}` names {len(self.spec.inputs)} inputs, the program has {len(wanted)}: "
                 + ", ".join(item.placeholder for item in wanted),
                 hint="Make one GraphInput for each item of program_inputs(program), in that order.",
             )
-        _unique("input", [item.name for item in self.spec.inputs])
+        unique("input", [item.name for item in self.spec.inputs])
         named = {item.placeholder: given for item, given in zip(wanted, self.spec.inputs, strict=True)}
         nodes = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
         for item in self.program.graph_signature.input_specs:
@@ -168,11 +112,11 @@ class _Emitter:
             elif item.arg.name in named:
                 self.values[node] = self._parameter(node, named[item.arg.name])
             elif node.users:
-                self.values[node] = self.builder.constant(_tensor_of(self.program, item), _array(node).dtype)
+                self.values[node] = self.builder.constant(tensor_of(self.program, item), array_of(node).dtype)
 
     def _parameter(self, node: torch.fx.Node, given: GraphInput) -> Value:
-        shape = _array(node)
-        _check_spec("input", given.name, given.spec, shape)
+        shape = array_of(node)
+        check_spec("input", given.name, given.spec, shape)
         number = self.builder.add(
             "parameter",
             shape,
@@ -187,13 +131,15 @@ class _Emitter:
         if node.target in _NO_VALUE:
             return
         args = [self._operand(item) for item in node.args]
-        kwargs = {key: self._operand(item) for key, item in node.kwargs.items() if key not in IGNORED_KEYWORDS}
+        kwargs = {
+            key: self._operand(item) for key, item in node.kwargs.items() if key not in IGNORED_KEYWORDS
+        }
         if node.target is operator.getitem:
             self.values[node] = args[0][args[1]]
             return
-        out = _shape_of(node)
+        out = shape_of(node)
         if out is None:
-            raise _node_error(node, f"Operator `{node.target}` returns no tensor")
+            raise node_error(node, f"Operator `{node.target}` returns no tensor")
         result = self._lower(node, out, args, kwargs)
         _check_result(node, out, result)
         self.values[node] = result
@@ -206,19 +152,19 @@ class _Emitter:
                 return _kernel_call(self.builder, self.kernels[name], name, out, _bound(target, args, kwargs))
             if name == "kv_write":
                 return ops.indexing.kv_write(self.builder, out, *args, **kwargs)
-            raise _node_error(
+            raise node_error(
                 node,
                 f"Operator `{NAMESPACE}::{name}` has no kernel",
                 hint="Name its kernel in `kernels`, or pass the program through inline_references first.",
             )
         if target not in LOWERINGS:
-            raise _node_error(node, f"Operator `{target}` has no lowering")
+            raise node_error(node, f"Operator `{target}` has no lowering")
         try:
             return LOWERINGS[target](self.builder, out, *args, **kwargs)
         except LoweringError as error:
-            raise _node_error(node, f"`{target}`: {error.message}", hint=error.hint) from error
+            raise node_error(node, f"`{target}`: {error.message}", hint=error.hint) from error
         except NotImplementedError as error:
-            raise _node_error(node, f"Operator `{target}` has no lowering for {error}") from error
+            raise node_error(node, f"Operator `{target}` has no lowering for {error}") from error
 
     def _operand(self, item: Any) -> Any:
         if isinstance(item, torch.fx.Node):
@@ -230,16 +176,18 @@ class _Emitter:
     def finish(self) -> Module:
         """The module: results in a tuple, unreachable instructions removed, ids counted anew from 1."""
         results = self._results()
-        _unique("output", [item.name for item in self.spec.outputs])
+        unique("output", [item.name for item in self.spec.outputs])
         root = self.builder.add(
             "tuple",
             Shape("tuple", (), tuple(Shape(value.dtype, value.shape) for value in results)),
             [value.id for value in results],
-            frontend_attributes={"map": {"neff_output_names": ",".join(item.name for item in self.spec.outputs)}},
+            frontend_attributes={
+                "map": {"neff_output_names": ",".join(item.name for item in self.spec.outputs)}
+            },
         )
         return Module(
             self.spec.id,
-            *_renumber(self.builder, root, tuple(item.name for item in self.spec.inputs)),
+            *renumber(self.builder, root, tuple(item.name for item in self.spec.inputs)),
             aliases=self._aliases(),
         )
 
@@ -258,7 +206,7 @@ class _Emitter:
             )
         results: list[Value] = [self.values[node] for node in nodes]
         for value, given in zip(results, self.spec.outputs, strict=True):
-            _check_spec("output", given.name, given.spec, Shape(value.dtype, value.shape))
+            check_spec("output", given.name, given.spec, Shape(value.dtype, value.shape))
         return results
 
     def _aliases(self) -> tuple[Alias, ...]:
@@ -276,41 +224,8 @@ class _Emitter:
             if source.spec != item.spec:
                 raise LoweringError(f"Output `{item.name}` {item.spec} aliases `{source.name}` {source.spec}")
             found.append(Alias(index, numbers[item.alias_of]))
-        _unique("alias of", [self.spec.inputs[alias.parameter].name for alias in found])
+        unique("alias of", [self.spec.inputs[alias.parameter].name for alias in found])
         return tuple(found)
-
-
-def _renumber(builder: Builder, root: int, names: tuple[str, ...]) -> tuple[tuple[Computation, ...], int]:
-    """All computations and the entry's id, with ids that count from 1 in order of appearance."""
-    reached, pending = set(), [root]
-    while pending:
-        number = pending.pop()
-        if number not in reached:
-            reached.add(number)
-            pending.extend(builder.instructions[number].operands)
-    kept = [item for item in builder.instructions.values() if item.id in reached or item.opcode == "parameter"]
-    called = {number for item in kept for number in item.attributes.get("called_computation_ids", ())}
-    ids: dict[int, int] = {}
-    functions = [
-        _with_new_ids(function, ids) for function in builder.functions.values() if function.id in called
-    ]
-    entry = _with_new_ids(Computation(-1, "main", root, tuple(kept), names), ids)
-    return (*functions, entry), entry.id
-
-
-def _with_new_ids(computation: Computation, ids: dict[int, int]) -> Computation:
-    instructions = []
-    for item in computation.instructions:
-        ids[item.id] = len(ids) + 1
-        attributes = dict(item.attributes)
-        if "called_computation_ids" in attributes:
-            attributes["called_computation_ids"] = [ids[number] for number in attributes["called_computation_ids"]]
-        operands = tuple(ids[number] for number in item.operands)
-        instructions.append(Instruction(ids[item.id], item.opcode, item.shape, operands, attributes))
-    ids[computation.id] = len(ids) + 1
-    return Computation(
-        ids[computation.id], computation.name, ids[computation.root_id], tuple(instructions), computation.parameter_names
-    )
 
 
 def _bound(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +239,9 @@ def _bound(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
     return bound
 
 
-def _kernel_call(builder: Builder, kernel: KernelCall, name: str, out: Shape, bound: Mapping[str, Any]) -> Any:
+def _kernel_call(
+    builder: Builder, kernel: KernelCall, name: str, out: Shape, bound: Mapping[str, Any]
+) -> Any:
     """The placeholder that the instance replaces by the compiled kernel.
 
     Operands are the tensors in the operator's order; an optional tensor that was not given is null among the attributes.
@@ -343,64 +260,11 @@ def _kernel_call(builder: Builder, kernel: KernelCall, name: str, out: Shape, bo
     if out.dtype != "tuple":
         return Value(number, out.dimensions, out.dtype)
     return tuple(
-        Value(builder.add("get-tuple-element", part, [number], tuple_index=index), part.dimensions, part.dtype)
+        Value(
+            builder.add("get-tuple-element", part, [number], tuple_index=index), part.dimensions, part.dtype
+        )
         for index, part in enumerate(out.elements)
     )
-
-
-def _shape_of(node: torch.fx.Node) -> Shape | None:
-    """The static shape of what a node returns; None when that is no tensor."""
-    value = node.meta.get("val")
-    if isinstance(value, (list, tuple)):
-        return Shape("tuple", (), tuple(_tensor_shape(node, item) for item in value))
-    return _tensor_shape(node, value) if isinstance(value, torch.Tensor) else None
-
-
-def _array(node: torch.fx.Node) -> Shape:
-    shape = _shape_of(node)
-    assert shape is not None, node
-    return shape
-
-
-def _tensor_shape(node: torch.fx.Node, tensor: torch.Tensor) -> Shape:
-    if tensor.dtype not in DTYPES:
-        cure = "Use float32" if tensor.dtype.is_floating_point else "Split it into real and imaginary parts"
-        raise _node_error(node, f"`{node.name}` is {tensor.dtype}, which a NeuronCore lacks", hint=f"{cure}.")
-    if any(not isinstance(size, int) for size in tensor.shape):
-        raise _node_error(
-            node,
-            f"`{node.name}` has a dynamic shape {tuple(tensor.shape)}",
-            hint="Export without dynamic_shapes: one graph for each bucket of lengths.",
-        )
-    return Shape(DTYPES[tensor.dtype], tuple(tensor.shape))
-
-
-def _is_literal(program: ExportedProgram, item: InputSpec, shape: Shape) -> bool:
-    if item.kind not in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-        return False
-    written = item.target in program.graph_signature.buffers_to_mutate.values()
-    return not written and shape.size_bytes <= LITERAL_LIMIT_BYTES
-
-
-def _tensor_of(program: ExportedProgram, item: InputSpec) -> torch.Tensor:
-    """The real values of a small buffer or constant."""
-    target = item.target or item.arg.name
-    tensor = program.constants.get(target, program.state_dict.get(target))
-    if not isinstance(tensor, torch.Tensor) or tensor.is_meta or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        raise LoweringError(
-            f"Buffer `{target}` has no values (it is {type(tensor).__name__} on the meta device)",
-            hint=f"Put its real values into program.constants[{target!r}] before lowering.",
-        )
-    return tensor.detach()
-
-
-def _check_spec(role: str, name: str, given: TensorSpec, shape: Shape) -> None:
-    dtype = "int32" if given.dtype == "int64" else given.dtype
-    if (tuple(given.shape), dtype) != (shape.dimensions, shape.dtype):
-        raise LoweringError(
-            f"Graph {role} `{name}` is declared {given}, the program has {shape}",
-            hint="The GraphSpec and the exported program must come from the same example inputs.",
-        )
 
 
 def _check_result(node: torch.fx.Node, out: Shape, result: Any) -> None:
@@ -408,25 +272,4 @@ def _check_result(node: torch.fx.Node, out: Shape, result: Any) -> None:
     pairs = zip(out.elements, result, strict=True) if out.dtype == "tuple" else [(out, result)]
     for expected, value in pairs:
         if (value.shape, value.dtype) != (expected.dimensions, expected.dtype):
-            raise _node_error(node, f"The lowering of `{node.target}` made {value}, torch says {expected}")
-
-
-def _unique(role: str, names: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen or not name or "," in name:
-            problem = "twice" if name in seen else "but names are not empty and hold no comma"
-            raise LoweringError(f"Graph {role} `{name}` is named {problem}", hint="Give every tensor a name of its own.")
-        seen.add(name)
-
-
-def _node_error(node: torch.fx.Node, message: str, *, hint: str | None = None) -> LoweringError:
-    """`message` with the place in the model where the operator was called."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path, module = stack[-1] if stack else ("", None)
-    place = ""
-    if stack:
-        class_name = module if isinstance(module, str) else getattr(module, "__name__", str(module))
-        place = f" in module `{path or 'the model itself'}` ({class_name.rsplit('.', 1)[-1]})"
-    cure = "Rewrite that module with operators that have one, or add a lowering in neuron_port/lower/ops."
-    return LoweringError(message + place, hint=hint or cure)
+            raise node_error(node, f"The lowering of `{node.target}` made {value}, torch says {expected}")

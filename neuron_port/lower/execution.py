@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 Array = NDArray[Any]
-_ML_DTYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}
+_ML_DTYPES = {
+    name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+}
 
 
 class XlaExecutable:
@@ -94,7 +96,9 @@ class XlaExecutable:
         spec = self.inputs[name]
         narrowed = _narrow(array, spec) if array.dtype == np.int64 and spec.dtype == "int32" else array
         if narrowed.shape != spec.shape or narrowed.dtype != _numpy_dtype(spec.dtype):
-            raise LoweringError(f"Input `{name}` of graph `{self.name}` is {spec}, got {array.dtype}{array.shape}")
+            raise LoweringError(
+                f"Input `{name}` of graph `{self.name}` is {spec}, got {array.dtype}{array.shape}"
+            )
         return _to_device(narrowed, copy=name in self._written)
 
 
@@ -108,6 +112,18 @@ def from_torch(tensor: torch.Tensor) -> Array:
 
     raw = source.contiguous().view(torch.int16 if dtype == "bfloat16" else torch.uint8)
     return raw.numpy().view(_ML_DTYPES[dtype])
+
+
+def to_torch(array: Array) -> torch.Tensor:
+    """The array as a torch tensor of the same dtype, copied where its memory is read-only."""
+    import torch
+
+    writable = array if array.flags.writeable else array.copy()
+    for name, dtype in _ML_DTYPES.items():
+        if array.dtype == dtype:
+            raw = torch.from_numpy(writable.view(np.int16 if dtype.itemsize == 2 else np.uint8))
+            return raw.view(getattr(torch, name))
+    return torch.from_numpy(writable)
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:
@@ -129,7 +145,8 @@ def _xla_client() -> Any:
         from jaxlib import xla_client
     except ImportError as error:
         raise NeuronPortError(
-            "Executing HLO on the CPU needs jaxlib, which is not installed", hint="pip install neuron-port[verify]"
+            "Executing HLO on the CPU needs jaxlib, which is not installed",
+            hint="pip install neuron-port[verify]",
         ) from error
     return xla_client
 
@@ -155,7 +172,9 @@ def _compile(hlo: bytes, name: str, custom_calls: list[str], optimize: bool) -> 
                 hint="Lower the program through inline_references to execute it on the CPU.",
             ) from error
         reason = str(error).strip().splitlines()[0]
-        raise LoweringError(f"XLA-CPU refuses graph `{name}`: {reason}", hint="This is a bug of the emitter.") from error
+        raise LoweringError(
+            f"XLA-CPU refuses graph `{name}`: {reason}", hint="This is a bug of the emitter."
+        ) from error
 
 
 @functools.cache

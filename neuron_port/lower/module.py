@@ -245,7 +245,9 @@ def _read_instruction(message: Mapping[str, Any]) -> Instruction:
 def _read_shape(message: Mapping[str, Any]) -> Shape:
     number = message.get("element_type", 0)
     if number not in _DTYPE_NAMES:
-        raise LoweringError(f"Unknown element type: `{number}`", hint="Known are " + ", ".join(PRIMITIVE_TYPES) + ".")
+        raise LoweringError(
+            f"Unknown element type: `{number}`", hint="Known are " + ", ".join(PRIMITIVE_TYPES) + "."
+        )
     elements = tuple(_read_shape(item) for item in message.get("tuple_shapes", ()))
     dynamic = any(message.get("is_dynamic_dimension", ()))
     return Shape(_DTYPE_NAMES[number], tuple(message.get("dimensions", ())), elements, dynamic)

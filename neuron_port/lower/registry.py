@@ -14,7 +14,9 @@ from neuron_port.lower.builder import FLOATS, Builder, Value
 
 Lowering = Callable[..., Any]
 LOWERINGS: dict[Any, Lowering] = {}
-IGNORED_KEYWORDS = frozenset({"device", "layout", "pin_memory", "dtype", "memory_format", "non_blocking", "generator"})
+IGNORED_KEYWORDS = frozenset(
+    {"device", "layout", "pin_memory", "dtype", "memory_format", "non_blocking", "generator"}
+)
 
 Number = int | float | bool
 
@@ -47,7 +49,9 @@ def common_dtype(left: Value | Number, right: Value | Number) -> str:
     ranks = [_category(value.dtype) for value in (left, right)]
     if ranks[0] != ranks[1]:
         return left.dtype if ranks[0] > ranks[1] else right.dtype
-    if (left.rank == 0) != (right.rank == 0):  # within a category, torch follows the operand that has dimensions
+    if (left.rank == 0) != (
+        right.rank == 0
+    ):  # within a category, torch follows the operand that has dimensions
         return right.dtype if left.rank == 0 else left.dtype
     return _promote(left.dtype, right.dtype)
 

@@ -133,7 +133,11 @@ SCHEMA: Schema = {
     },
     "SliceDimensions": {"start": _int(1), "limit": _int(2), "stride": _int(3)},
     "PaddingConfig": {"dimensions": _messages(1, "PaddingConfigDimension")},
-    "PaddingConfigDimension": {"edge_padding_low": _int(1), "edge_padding_high": _int(2), "interior_padding": _int(3)},
+    "PaddingConfigDimension": {
+        "edge_padding_low": _int(1),
+        "edge_padding_high": _int(2),
+        "interior_padding": _int(3),
+    },
     "DotDimensionNumbers": {
         "lhs_contracting_dimensions": _ints(1),
         "rhs_contracting_dimensions": _ints(2),

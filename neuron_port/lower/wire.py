@@ -130,7 +130,11 @@ _PAIR_SCHEMA: Schema = {"pair": {"key": Field(1, "string"), "value": Field(2, "s
 
 
 def _check_wire_type(field: Field, wire_type: int, where: str) -> None:
-    allowed = (VARINT, BYTES) if field.kind == "int" and field.repeated else (VARINT if field.kind == "int" else BYTES,)
+    allowed = (
+        (VARINT, BYTES)
+        if field.kind == "int" and field.repeated
+        else (VARINT if field.kind == "int" else BYTES,)
+    )
     if wire_type not in allowed:
         raise LoweringError(f"{where} has wire type {wire_type}, expected {allowed[0]}", hint=_CURE)
 

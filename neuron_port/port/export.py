@@ -20,7 +20,8 @@ from neuron_port.recipe import Recipe
 from neuron_port.registry import Registry
 from neuron_port.types import GraphInput, GraphOutput, GraphSpec, Match, WeightSource
 from neuron_port.walk.cutpoints import Call, intercept, spec_of
-from neuron_port.walk.step import CausalStep, Phase, example_inputs
+from neuron_port.walk.inputs import example_inputs
+from neuron_port.walk.step import CausalStep, Phase
 
 LITERAL_LIMIT_BYTES = 1024  # the bundle's rule: nothing larger is written into a graph
 
@@ -54,14 +55,13 @@ def export_graph(
         skeleton: parameters on the meta device, in the dtype of the graph; it is not changed.
         matches: the decision for each layer name of this phase.
     """
+    inputs = example_inputs(
+        skeleton, phase, batch=batch, sequence_length=sequence_length, cache_length=cache_length, dtype=skeleton.dtype
+    )
     model = copy.deepcopy(skeleton)
     sources = _lay_out_weights(model, matches)
     with torch.no_grad(), intercept(model, _Substitution(matches, registry)):
-        inputs = example_inputs(
-            model, phase, batch=batch, sequence_length=sequence_length, cache_length=cache_length, dtype=model.dtype
-        )
         program = torch.export.export(CausalStep(model, phase), inputs, strict=False)
-    _bring_to_cpu(program)
     spec = GraphSpec(
         id=graph_id(phase, batch, sequence_length, cache_length),
         phase=phase,
@@ -105,22 +105,6 @@ def _lay_out_weights(model: PreTrainedModel, matches: Mapping[str, Match]) -> di
                 turned = getattr(owner, leaf).detach().t().contiguous()
                 setattr(owner, leaf, torch.nn.Parameter(turned, requires_grad=False))
     return sources
-
-
-def _bring_to_cpu(program: torch.export.ExportedProgram) -> None:
-    """The graph was traced on the meta device; say "cpu" wherever it says so, and drop checks of it."""
-    graph = program.graph_module.graph
-
-    def moved(item: Any) -> Any:
-        return torch.device("cpu") if isinstance(item, torch.device) and item.type == "meta" else item
-
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            graph.erase_node(node)
-            continue
-        node.args = tuple(moved(item) for item in node.args)
-        node.kwargs = {key: moved(item) for key, item in node.kwargs.items()}
-    program.graph_module.recompile()
 
 
 def large_buffers(program: torch.export.ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:

@@ -39,13 +39,14 @@ class WeightBank:
 
 
 class GraphRunner:
-    """One graph with its weights bound: called like the step that it was exported from."""
+    """One graph with its weights bound: called like the step that it was exported from. It takes the program over."""
 
     def __init__(
         self, exported: ExportedGraph, bank: WeightBank, operators: Mapping[str, Operator] | None = None
     ) -> None:
         self.spec = exported.spec
         self._operators = operators or {}
+        _bring_to_cpu(exported.program)
         self._interpreter = torch.fx.Interpreter(exported.program.graph_module)
         self._bound = self._bind(exported, bank)
 
@@ -69,3 +70,19 @@ class GraphRunner:
         with torch.no_grad(), use_backend(self._operators):
             logits, *updated = self._interpreter.run(*self._bound, input_ids, positions, *caches)
         return logits, updated
+
+
+def _bring_to_cpu(program: torch.export.ExportedProgram) -> None:
+    """The graph was traced on the meta device; say "cpu" wherever it says so, and drop checks of it."""
+    graph = program.graph_module.graph
+
+    def moved(item: Any) -> Any:
+        return torch.device("cpu") if isinstance(item, torch.device) and item.type == "meta" else item
+
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+            continue
+        node.args = tuple(moved(item) for item in node.args)
+        node.kwargs = {key: moved(item) for key, item in node.kwargs.items()}
+    program.graph_module.recompile()

@@ -19,5 +19,6 @@ from neuron_port.report.records import Conversion, ConversionFields, StageRecord
 from neuron_port.report.terminal import plan_table, summary
 
 __all__ = [
-    "Conversion", "ConversionFields", "LiveView", "StageRecord", "json_summary", "plan_table", "summary", "write_html",
+    "write_html", "plan_table", "summary", "json_summary", "LiveView", "StageRecord",
+    "Conversion", "ConversionFields",
 ]  # fmt: skip

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """A prompt and both continuations, cut where they part. `first_difference` counts tokens from 0; None: they agree."""
+    """A prompt and both continuations, cut where they part.
+
+    `first_difference` counts tokens from 0; None says that all agree.
+    """
 
     prompt: str
     agreed: str

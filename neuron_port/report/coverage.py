@@ -54,7 +54,7 @@ class PlanRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How much of one phase each decision takes: shares of FLOPs and of HBM bytes, and the number of layers."""
+    """What each decision takes of one phase: shares of FLOPs and of HBM bytes, and numbers of layers."""
 
     phase: str
     batch: int

@@ -1,15 +1,15 @@
-"""The HTML report: one file without any outside resource, readable without JavaScript, in both colour schemes.
+"""The HTML report: one file without outside resources, readable without JavaScript, in both colour schemes.
 
-Names and reasons come from strangers' models. Everything is escaped, and the page's own content policy allows nothing
-but the one style sheet and the one script that are written here, by digest.
+Names and reasons come from strangers' models. Everything is escaped, and the page's own content policy allows
+nothing but the one style sheet and the one script that are written here, by digest.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import platform
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,53 +20,49 @@ from markupsafe import Markup
 import neuron_port
 from neuron_port.report import numbers
 from neuron_port.report.continuations import continuation
-from neuron_port.report.coverage import DECISIONS, coverage, plan_rows
+from neuron_port.report.coverage import DECISIONS
 from neuron_port.report.open_questions import chip_text, open_questions
 from neuron_port.report.pictures import layer_chart, layer_metrics, limit_axis, strips
-from neuron_port.report.proofs import margin, proofs, split_subject, verdict, worst_case
+from neuron_port.report.proofs import failures, margin, proofs, split_subject, verdict, worst_case
 from neuron_port.report.records import Conversion, ConversionFields
-from neuron_port.types import ParityReport
+from neuron_port.types import GraphSpec, ParityReport
 
 _WORST_ROWS = 10
 
 
 def write_html(path: Path, **fields: Unpack[ConversionFields]) -> None:
-    """Writes the report of one conversion to `path`, whole or not at all. `Conversion` explains the fields."""
+    """Writes the report of one conversion to `path`, or nothing. `Conversion` explains the fields."""
     text = render(Conversion(**fields))
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def render(conversion: Conversion) -> str:
     """The report's HTML."""
     style, script = _template_text("report.css"), _template_text("report.js")
     axis = limit_axis(conversion.kernel_reports)
-    phases = [
-        (coverage(graph, rows), rows)
-        for graph in conversion.graphs
-        for rows in [plan_rows(graph, conversion.plan)]
-    ]
     return _environment().get_template("report.html.j2").render(
         conversion=conversion,
         checkpoint=conversion.checkpoint,
         chip=chip_text(conversion.target),
         verdict=verdict(conversion),
         proofs=proofs(conversion),
+        failures=failures(conversion),
         questions=open_questions(conversion),
         decisions=DECISIONS,
-        phases=phases,
+        phases=conversion.phases,
         axis=axis,
         strips=strips(conversion.kernel_reports, axis),
         worst_rows=_worst_rows(conversion.kernel_reports)[:_WORST_ROWS],
-        row_of={row.signature: row for _, rows in phases for row in rows},
+        row_of={row.signature: row for _, rows in conversion.phases for row in rows},
         charts=[chart for report in conversion.model_reports if (chart := layer_chart(report))],
         graph_rows=[_graph_row(spec, conversion) for spec in conversion.graph_specs],
         total_seconds=sum(stage.seconds for stage in conversion.stages),
         longest_seconds=max((stage.seconds for stage in conversion.stages), default=0.0),
         provenance=_provenance(conversion),
-        style=Markup(style),  # noqa: S704 our own file
-        script=Markup(script),  # noqa: S704 our own file
+        style=Markup(style),  # our own files, not escaped
+        script=Markup(script),
         style_digest=_policy_digest(style),
         script_digest=_policy_digest(script),
     )  # fmt: skip
@@ -81,8 +77,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     for name in (
-        "share_text", "limit_share_text", "metric_text", "bytes_text", "flops_text", "seconds_text", "shapes_text",
-        "specs_text", "dtypes_text", "names_text", "breakable", "with_code",
+        "share_text", "limit_share_text", "metric_text", "bytes_text", "flops_text", "seconds_text",
+        "shapes_text", "specs_text", "dtypes_text", "names_text", "breakable", "with_code",
     ):  # fmt: skip
         environment.filters[name] = getattr(numbers, name)
     environment.filters["margin"] = margin
@@ -105,7 +101,7 @@ def _policy_digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _worst_rows(reports: tuple[ParityReport, ...] | Any) -> list[dict[str, Any]]:
+def _worst_rows(reports: Sequence[ParityReport]) -> list[dict[str, Any]]:
     """For each kernel and dtype, the case that comes closest to its limit, furthest first."""
     rows = []
     for report in reports:
@@ -119,7 +115,7 @@ def _worst_rows(reports: tuple[ParityReport, ...] | Any) -> list[dict[str, Any]]
     return sorted(rows, key=lambda row: (row["case"].passed, -row["margin"].share))
 
 
-def _graph_row(spec: Any, conversion: Conversion) -> dict[str, Any]:
+def _graph_row(spec: GraphSpec, conversion: Conversion) -> dict[str, Any]:
     """One graph's interface in totals, with its lint sorted by the form of its values."""
     roles = {}
     for role in ("weight", "input", "state"):

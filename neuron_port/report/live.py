@@ -1,7 +1,7 @@
-"""The view of a conversion while it runs: a line for each stage, redrawn in a terminal, appended anywhere else.
+"""The view of a conversion while it runs: a line for each stage, redrawn in a terminal, appended elsewhere.
 
-Appended lines carry no escape codes and go to standard error, one for each event. Progress inside a stage is an event
-too, but at most one in a few seconds, so that a log of a long run stays readable.
+Appended lines carry no escape codes and go to standard error, one for each event. Progress inside a stage is
+an event too, but at most one in a few seconds, so that a log of a long run stays readable.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class StageProgress:
 
 
 class LiveView:
-    """Shows stages while they run; use it as a context manager. Afterwards `records` holds what ran and what did not.
+    """Shows stages while they run; a context manager. Afterwards `records` holds what ran and what did not.
 
     Args:
-        console: where to draw. Without a terminal, plain lines are written instead: to the console's own file, or to
+        console: where to draw. Without a terminal, plain lines are written instead: to its own file, or to
             standard error if that file is standard output.
         enabled: False writes plain lines even in a terminal (--json, --quiet).
         stages: names that are known beforehand; they are shown as waiting.
@@ -106,7 +106,7 @@ class LiveView:
         self._records.append(record)
 
     def update(self, text: str, done: int = 0, total: int = 0) -> None:
-        """Says what the running stage is doing: the layer or prompt, and how many of how many are finished."""
+        """Says what the running stage is doing: the layer or prompt, and how many of all are finished."""
         if self._current is None:
             raise AssertionError(f"update({text!r}) outside of a stage")
         stage = self._current
@@ -139,7 +139,7 @@ class LiveView:
         now = self._clock()
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column("stage", no_wrap=True)
-        grid.add_column("state", no_wrap=True)
+        grid.add_column("state", no_wrap=True, min_width=len("interrupted"))
         grid.add_column("text", ratio=1, no_wrap=True, overflow="ellipsis")
         grid.add_column("progress", width=max(10, min(24, options.max_width // 5)))
         grid.add_column("count", justify="right", no_wrap=True)

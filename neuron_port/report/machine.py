@@ -1,16 +1,16 @@
-"""What `--json` prints: the same facts that people see, in plain JSON values. NaN and infinities are spelled as text."""
+"""What `--json` prints: what people see, in plain JSON values. NaN and infinities are spelled as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from neuron_port.report.coverage import PlanRow, coverage, plan_rows
+from neuron_port.report.coverage import Coverage, PlanRow
 from neuron_port.report.numbers import plain_json
 from neuron_port.report.open_questions import open_questions
-from neuron_port.report.proofs import Proof, Worst, margin, proofs, verdict
+from neuron_port.report.proofs import Proof, Worst, failures, margin, proofs, verdict
 from neuron_port.report.records import Conversion, ConversionFields
-from neuron_port.types import LayerGraph, MatchPlan, ParityReport, to_json
+from neuron_port.types import CaseResult, ParityReport, to_json
 
 
 def json_summary(**fields: Unpack[ConversionFields]) -> dict[str, Any]:
@@ -32,10 +32,8 @@ def json_summary(**fields: Unpack[ConversionFields]) -> dict[str, Any]:
         "verdict": {"state": result.state, "headline": result.headline},
         "proofs": [_proof(proof) for proof in proofs(conversion)],
         "not_proven": [{"lead": item.lead, "text": item.text} for item in open_questions(conversion)],
-        "phases": [_phase(graph, conversion.plan) for graph in conversion.graphs],
-        "failures": _failures(
-            [*conversion.kernel_reports, *conversion.graph_reports, *conversion.model_reports]
-        ),
+        "phases": [_phase(cover, rows) for cover, rows in conversion.phases],
+        "failures": [_failure(report, case) for report, case in failures(conversion)],
         "graphs": [spec.id for spec in conversion.graph_specs],
         "stages": [to_json(stage) for stage in conversion.stages],
         "bundle": None if conversion.bundle is None else str(conversion.bundle),
@@ -73,13 +71,11 @@ def _worst(worst: Worst) -> dict[str, Any]:
     }
 
 
-def _phase(graph: LayerGraph, plan: MatchPlan) -> dict[str, Any]:
-    rows = plan_rows(graph, plan)
-    cover = coverage(graph, rows)
+def _phase(cover: Coverage, rows: Sequence[PlanRow]) -> dict[str, Any]:
     return {
-        "phase": graph.phase,
-        "batch": graph.batch,
-        "sequence_length": graph.sequence_length,
+        "phase": cover.phase,
+        "batch": cover.batch,
+        "sequence_length": cover.sequence_length,
         "flops": cover.flops,
         "hbm_bytes": cover.hbm_bytes,
         "flops_share": dict(cover.flops_share),
@@ -105,18 +101,14 @@ def _row(row: PlanRow) -> dict[str, Any]:
     }
 
 
-def _failures(reports: Sequence[ParityReport]) -> list[dict[str, Any]]:
-    return [
-        {
-            "subject": report.subject,
-            "case": case.name,
-            "kind": case.kind,
-            "dtype": case.dtype,
-            "seed": case.seed,
-            "metric": None if (closest := margin(case)) is None else closest.metric,
-            "detail": case.detail,
-        }
-        for report in reports
-        for case in report.cases
-        if not case.passed
-    ]
+def _failure(report: ParityReport, case: CaseResult) -> dict[str, Any]:
+    closest = margin(case)
+    return {
+        "subject": report.subject,
+        "case": case.name,
+        "kind": case.kind,
+        "dtype": case.dtype,
+        "seed": case.seed,
+        "metric": None if closest is None else closest.metric,
+        "detail": case.detail,
+    }

@@ -26,7 +26,7 @@ def share_text(share: float) -> str:
 
 
 def limit_share_text(share: float) -> str:
-    """How much of a limit was used: "0.83", "0.0021", "12.4", "exact" for zero, "infinite" beyond any number."""
+    """How much of a limit was used: "0.83", "12.4", "exact" for zero, "infinite" beyond any number."""
     if math.isnan(share):
         return "nan"
     if share == 0:
@@ -97,7 +97,7 @@ def dtypes_text(specs: Sequence[TensorSpec]) -> str:
 
 
 def names_text(names: Sequence[str], most: int = 3) -> str:
-    """Layer names with their indices folded: "model.layers.0–29.mlp"; at most `most` patterns are spelled out."""
+    """Layer names with folded indices: "model.layers.0–29.mlp"; at most `most` patterns are spelled out."""
     indices: dict[str, list[tuple[int, ...]]] = {}
     for name in names:
         pattern = re.sub(r"(?<=\.)\d+(?=\.|$|#)", "\0", name)
@@ -114,7 +114,7 @@ def breakable(text: str) -> Markup:
 
 def with_code(text: str) -> Markup:
     """Prose, escaped, with its `backticked` parts set as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 escaped first
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def plain_json(value: Any) -> Any:
@@ -142,10 +142,8 @@ def _range_text(numbers: list[int]) -> str:
 
 
 def _with_unit(value: float, base: int, units: Sequence[str]) -> str:
-    for unit in units[:-1]:
-        if abs(value) < base * 0.9995:
-            break
-        value /= base
-    else:
-        unit = units[-1]
-    return f"{int(value)} {unit}" if value == int(value) else f"{value:#.3g}".rstrip(".") + f" {unit}"
+    position = 0
+    while abs(value) >= base * 0.9995 and position < len(units) - 1:
+        value, position = value / base, position + 1
+    number = str(int(value)) if value == int(value) else f"{value:#.3g}".rstrip(".")
+    return f"{number} {units[position]}"

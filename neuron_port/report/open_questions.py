@@ -1,10 +1,9 @@
-"""What was not proven, in plain words. It comes before any result, and is never empty while no device took part."""
+"""What was not proven, in plain words: before any result, and never empty while no device took part."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuron_port.report.coverage import plan_rows
 from neuron_port.report.numbers import share_text
 from neuron_port.report.proofs import proofs, split_subject
 from neuron_port.report.records import Conversion
@@ -25,7 +24,7 @@ class OpenQuestion:
 
 
 def chip_text(target: str) -> str:
-    """The chip behind a target: "inf2.xlarge" -> "Inferentia2 (NeuronCore-v2)"; unknown targets stay as they are."""
+    """The chip behind a target: "inf2.xlarge" -> "Inferentia2 (NeuronCore-v2)"; unknown ones stay."""
     return _CHIPS.get(target.split(".")[0].removesuffix("n"), target)
 
 
@@ -43,14 +42,15 @@ def _from_missing_evidence(conversion: Conversion) -> list[OpenQuestion]:
     questions = []
     for proof in proofs(conversion):
         if proof.state == "not run":
-            text = f"There is no evidence for {proof.claim}. {proof.means}: no case of that exists."
+            text = f"No case was run: {proof.means[0].lower()}{proof.means[1:]}."
             questions.append(OpenQuestion(lead=f"Proof {proof.number} was not run", text=text))
         elif proof.missing:
             text = f"No case was run for: {'; '.join(proof.missing)}."
             questions.append(OpenQuestion(lead=f"Proof {proof.number} is incomplete", text=text))
     dtypes = {case.dtype for report in conversion.kernel_reports for case in report.cases}
     if dtypes and conversion.dtype not in dtypes:
-        text = f"The bundle is in {conversion.dtype}; the kernels were tried in {', '.join(sorted(dtypes))} only."
+        tried = ", ".join(sorted(dtypes))
+        text = f"The bundle is in {conversion.dtype}; the kernels were tried in {tried} only."
         questions.append(OpenQuestion(lead="The kernels were not tried in the bundle's dtype", text=text))
     return questions
 
@@ -61,26 +61,26 @@ def _from_tiers(conversion: Conversion) -> list[OpenQuestion]:
     questions = []
     if "device" not in tiers:
         text = (
-            f"No {chip_text(conversion.target)} took part. That neuronx-cc accepts the graphs, how fast they run and "
-            "how the chip itself rounds are open until an instance has answered."
+            f"No {chip_text(conversion.target)} took part. That neuronx-cc accepts the graphs, how fast they "
+            "run and how the chip itself rounds are open until an instance has answered."
         )
         questions.append(OpenQuestion(lead="No device has run this model", text=text))
     if "simulator" in tiers and not tiers & {"official", "device"}:
         text = (
-            "Kernels ran on neuron-port's simulator, which follows AWS's public documents. Where those are wrong or "
-            "silent, the simulator may be too."
+            "Kernels ran on neuron-port's simulator, which follows AWS's public documents. Where those are "
+            "wrong or silent, the simulator may be too."
         )
         questions.append(OpenQuestion(lead="AWS's own simulator has not run the kernels", text=text))
     if "xla-cpu" in tiers:
         text = (
-            "Proof 2 executes the graphs on a CPU with each kernel's reference arithmetic in the kernel's place. "
+            "Proof 2 executes the graphs on a CPU with each kernel's reference arithmetic in its place. "
             "The kernels inside the compiled graph meet for the first time on a device."
         )
         questions.append(OpenQuestion(lead="Graphs and kernels were proven apart", text=text))
     if chip_text(conversion.target).endswith("(NeuronCore-v2)"):
         text = (
-            "AWS's documents disagree on whether NKI kernels of version 0.3 and later are supported on Inf2 and Trn1. "
-            "Only an instance can settle it."
+            "AWS's documents disagree on whether NKI kernels of version 0.3 and later are supported on Inf2 "
+            "and Trn1. Only an instance can settle it."
         )
         questions.append(OpenQuestion(lead=f"NKI on {conversion.target} is contested", text=text))
     return questions
@@ -91,8 +91,7 @@ def _from_plan(conversion: Conversion) -> list[OpenQuestion]:
     if conversion.checkpoint.random_weights:
         text = "Agreement on random weights says little about the trained model's text."
         questions.append(OpenQuestion(lead="The weights are random", text=text))
-    for graph in conversion.graphs:
-        rows = plan_rows(graph, conversion.plan)
+    for cover, rows in conversion.phases:
         for decision, lead, text in (
             ("compiler", "Left to the compiler", "Not covered by proof 1; covered by proof 2"),
             ("undecided", "The plan is silent", "No decision was recorded"),
@@ -108,7 +107,7 @@ def _from_plan(conversion: Conversion) -> list[OpenQuestion]:
                 layers = "layer" if count == 1 else "layers"
                 questions.append(
                     OpenQuestion(
-                        lead=f"{lead} ({graph.phase})", text=f"{count} {layers} ({kinds}; {shares}). {text}."
+                        lead=f"{lead} ({cover.phase})", text=f"{count} {layers} ({kinds}; {shares}). {text}."
                     )
                 )
     if conversion.plan.unused_parameters:

@@ -1,7 +1,8 @@
-"""Positions of everything drawn in the HTML report, in percent of the picture's width, so that text never scales.
+"""Positions of everything drawn in the HTML report, in percent of the picture's width: text never scales.
 
-A share of a limit is drawn on one logarithmic axis for all kernels: right results left of 1, refused ones right of it.
-The line at 1 always stands at the same place: sabotage lies many decades beyond it and would squeeze what matters.
+A share of a limit is drawn on one logarithmic axis for all kernels: right results left of 1, refused ones
+right of it. The line at 1 always stands at the same place: sabotage lies many decades beyond, and would
+squeeze the rest.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class LayerChart:
 
 
 def limit_axis(reports: Sequence[ParityReport]) -> LogAxis:
-    """The axis that holds every case's share of its limit; never narrower than 1/100 to 10, never beyond 12 decades."""
+    """The axis that holds every case's share of its limit: at least 1/100 to 10, at most 12 decades."""
     shares = [found.share for report in reports for case in report.cases if (found := margin(case))]
     powers = [math.log10(share) for share in shares if 0 < share < math.inf]
     low = min([-2, *(math.floor(power) for power in powers)])

@@ -1,7 +1,7 @@
-"""The state of the three proofs, in numbers and in one sentence each. Nothing here is kinder than the records.
+"""The state of the three proofs, in numbers and one sentence each. Nothing here is kinder than the records.
 
-A case uses some share of each of its limits; its margin is the largest share. Limits are upper bounds. A sabotage
-case carries a wrong result on purpose: it passes by being refused, so its margin lies beyond 1.
+A case uses some share of each of its limits; its margin is the largest share. Limits are upper bounds. A
+sabotage case carries a wrong result on purpose: it passes by being refused, so its margin lies beyond 1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from neuron_port.report.coverage import plan_rows
 from neuron_port.report.numbers import limit_share_text
 from neuron_port.report.records import Conversion
 from neuron_port.types import CaseResult, ParityReport
@@ -31,7 +30,7 @@ class Margin:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """The parts of a kernel report's subject: "<recipe> · <layer class> · <signature>". Others are one part."""
+    """A kernel report's subject, "<recipe> · <layer class> · <signature>", in parts; others are one part."""
 
     recipe: str
     layer_class: str = ""
@@ -49,7 +48,7 @@ class Worst:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """One side of the proof. `cases` are right results that were accepted, `sabotage` wrong ones that were refused."""
+    """One side of the proof: `cases` counts results that should hold, `sabotage` those that should not."""
 
     number: int
     claim: str
@@ -73,7 +72,7 @@ class Proof:
         if self.sabotage:
             text += f"; {self.sabotage_refused} of {self.sabotage} wrong results refused"
         if self.worst:
-            text += f"; worst case at {limit_share_text(self.worst.margin.share)} of its limit"
+            text += f"; worst case {_distance_text(self.worst.margin.share)}"
         if self.missing:
             text += f"; {len(self.missing)} not covered"
         return text + "."
@@ -108,6 +107,12 @@ def worst_case(reports: Sequence[ParityReport]) -> Worst | None:
     return max(found, key=lambda item: (not item.case.passed, item.margin.share), default=None)
 
 
+def failures(conversion: Conversion) -> list[tuple[ParityReport, CaseResult]]:
+    """Every case that failed, wrong results that were accepted included, with its report."""
+    reports = [*conversion.kernel_reports, *conversion.graph_reports, *conversion.model_reports]
+    return [(report, case) for report in reports for case in report.cases if not case.passed]
+
+
 def split_subject(subject: str) -> Subject:
     """The parts of a kernel report's subject."""
     recipe, *rest = subject.split(" · ")
@@ -120,12 +125,12 @@ def proofs(conversion: Conversion) -> tuple[Proof, Proof, Proof]:
     """The three sides: kernel = layer, graph = model, ported model = model."""
     return (
         _proof(
-            1, "kernel = layer", "Each kernel against the layer's own forward", conversion.kernel_reports, "simulator",
-            missing_kernels(conversion),
+            1, "kernel = layer", "Each kernel against the layer's own forward",
+            conversion.kernel_reports, "simulator", missing_kernels(conversion),
         ),
         _proof(
-            2, "graph = model", "The emitted HLO against transformers, every output", conversion.graph_reports, "xla-cpu",
-            missing_graphs(conversion),
+            2, "graph = model", "The emitted HLO against transformers, every output",
+            conversion.graph_reports, "xla-cpu", missing_graphs(conversion),
         ),
         _proof(
             3, "ported model = model", "The whole model, running its kernels, against transformers",
@@ -135,12 +140,12 @@ def proofs(conversion: Conversion) -> tuple[Proof, Proof, Proof]:
 
 
 def missing_kernels(conversion: Conversion) -> tuple[str, ...]:
-    """Layers whose plan names a kernel while no report covers their signature: "rms_norm on LlamaRMSNorm (9f..)"."""
+    """Layers for which the plan names a kernel and no report has a case: "rope on LlamaAttention (9f..)"."""
     proven = {split_subject(report.subject).signature for report in conversion.kernel_reports if report.cases}
     missing = {
         row.signature: f"{row.served_by} on {row.kind} ({row.signature})"
-        for graph in conversion.graphs
-        for row in plan_rows(graph, conversion.plan)
+        for _, rows in conversion.phases
+        for row in rows
         if row.decision in ("recipe", "draft") and row.signature not in proven
     }
     return tuple(missing.values())
@@ -158,7 +163,8 @@ def verdict(conversion: Conversion) -> Verdict:
     failed = [proof for proof in sides if proof.state == "failed"]
     open_sides = [proof for proof in sides if proof.state in ("not run", "incomplete")]
     if failed:
-        return Verdict(state="failed", headline=f"Not proven: {_names(failed)} failed.")
+        words = [f"{_names(failed)} failed", *([_states(open_sides)] if open_sides else [])]
+        return Verdict(state="failed", headline=f"Not proven: {'; '.join(words)}.")
     if len(open_sides) == len(sides) and all(proof.state == "not run" for proof in open_sides):
         return Verdict(state="not run", headline="Not proven: none of the three proofs has been run.")
     if open_sides:
@@ -210,6 +216,14 @@ def _share(value: float, limit: float) -> float:
     if limit <= 0:
         return 0.0 if value <= limit else math.inf
     return max(value, 0.0) / limit
+
+
+def _distance_text(share: float) -> str:
+    if share == 0:
+        return "exact"
+    if math.isinf(share):
+        return "infinitely far beyond its limit"
+    return f"at {limit_share_text(share)} {'times' if share > 1 else 'of'} its limit"
 
 
 def _names(sides: Sequence[Proof]) -> str:

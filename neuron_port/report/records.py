@@ -1,12 +1,14 @@
-"""What a conversion leaves behind for people: `StageRecord`, and `Conversion`, all that a report is made from."""
+"""What a conversion leaves for people: `StageRecord`, and `Conversion`, all that a report is made from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from neuron_port.report.coverage import Coverage, PlanRow, coverage, plan_rows
 from neuron_port.types import Checkpoint, GraphSpec, LayerGraph, MatchPlan, ParityReport
 
 
@@ -42,13 +44,13 @@ class Conversion:
     """Everything that a report is made from.
 
     Attributes:
-        graphs: the layers of each phase, usually prefill and decode; `plan` decides every signature of all of them.
+        graphs: the layers of each phase, usually prefill and decode; `plan` decides all their signatures.
         kernel_reports: proof 1, kernel = layer. Subject: "<recipe> · <layer class> · <signature>".
         graph_reports: proof 2, graph = model. Subject: the graph's id; one case per output.
         model_reports: proof 3, ported model = model; one case per prompt, its texts as JSON in `detail`
             (prompt, reference_text, ported_text, reference_tokens, ported_tokens).
-        graph_lints: by graph id. Values are shown by their form: a mapping of counts becomes a histogram, a list
-            becomes findings (text, or mappings of text), anything else is listed.
+        graph_lints: by graph id. Values are shown by their form: a mapping of counts becomes a histogram, a
+            list becomes findings (text, or mappings of text), anything else is listed.
         target: the chip: "inf2", "trn1" or "trn2".
         bundle: where the bundle was written, or None if there is none.
     """
@@ -65,3 +67,9 @@ class Conversion:
     target: str
     dtype: str
     bundle: Path | str | None = None
+
+    @cached_property
+    def phases(self) -> tuple[tuple[Coverage, tuple[PlanRow, ...]], ...]:
+        """Each graph's rows and their sums, worked out once: signatures of many layers take a while."""
+        rows_of_graphs = [(graph, tuple(plan_rows(graph, self.plan))) for graph in self.graphs]
+        return tuple((coverage(graph, rows), rows) for graph, rows in rows_of_graphs)

@@ -10,27 +10,28 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from neuron_port.report.coverage import PlanRow, coverage, plan_rows
+from neuron_port.report.coverage import PlanRow, plan_rows
 from neuron_port.report.numbers import (
     dtypes_text,
     limit_share_text,
     metric_text,
     seconds_text,
-    share_text,
     shapes_text,
+    share_text,
     specs_text,
 )
 from neuron_port.report.open_questions import chip_text, open_questions
-from neuron_port.report.proofs import Proof, proofs, split_subject, verdict
+from neuron_port.report.proofs import Proof, failures, margin, proofs, split_subject, verdict
 from neuron_port.report.records import Conversion, ConversionFields
 from neuron_port.types import LayerGraph, MatchPlan
 
 _DECISION_STYLE = {"recipe": "blue", "draft": "yellow", "compiler": "dim", "undecided": "bold red"}
+_MOST_FAILURES = 10
 _STATE_STYLE = {"passed": "green", "failed": "bold red", "incomplete": "yellow", "not run": "bold red"}
 
 
 def plan_table(graphs: Sequence[LayerGraph], plan: MatchPlan) -> Table:
-    """A row for each distinct layer: what it is, its shapes and weight in its phase, what was decided, and why."""
+    """A row for each distinct layer: what it is, shapes, weight in the phase, the decision and why."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("layer", min_width=18, ratio=5, overflow="fold")
     table.add_column("count", justify="right", no_wrap=True)
@@ -55,7 +56,7 @@ def plan_table(graphs: Sequence[LayerGraph], plan: MatchPlan) -> Table:
 
 
 def summary(**fields: Unpack[ConversionFields]) -> RenderableType:
-    """The last thing that `convert` says: proofs, worst cases, coverage, what is open, and where the bundle is."""
+    """The last words of `convert`: proofs, worst cases, coverage, what is open, where the bundle is."""
     conversion = Conversion(**fields)
     result = verdict(conversion)
     sides = proofs(conversion)
@@ -71,6 +72,7 @@ def summary(**fields: Unpack[ConversionFields]) -> RenderableType:
         Text(""),
         _coverage_table(conversion),
         Text(""),
+        *_failure_texts(conversion),
         Text("Not proven", style="bold"),
         *[
             Padding(Text.assemble(question.lead, (f". {question.text}", "dim")), (0, 0, 0, 2))
@@ -126,13 +128,29 @@ def _worst_text(proof: Proof) -> str:
     return ", ".join(words)
 
 
+def _failure_texts(conversion: Conversion) -> list[RenderableType]:
+    found = failures(conversion)
+    if not found:
+        return []
+    lines: list[RenderableType] = [Text("Failed", style="bold red")]
+    for report, case in found[:_MOST_FAILURES]:
+        words = [split_subject(report.subject).recipe, case.name, f"{case.dtype} {shapes_text(case.shapes)}"]
+        if case.kind == "sabotage":
+            words.insert(0, "accepted a wrong result")
+        if (closest := margin(case)) is not None:
+            words.append(f"{closest.metric} {metric_text(closest.value)}, limit {metric_text(closest.limit)}")
+        lines.append(Padding(Text(", ".join(words)), (0, 0, 0, 2)))
+    if len(found) > _MOST_FAILURES:
+        lines.append(Padding(Text(f"and {len(found) - _MOST_FAILURES} more"), (0, 0, 0, 2)))
+    return [*lines, Text("")]
+
+
 def _coverage_table(conversion: Conversion) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("in kernels")
     for name in ("layers", "FLOPs", "bytes"):
         table.add_column(name, justify="right", no_wrap=True)
-    for graph in conversion.graphs:
-        cover = coverage(graph, plan_rows(graph, conversion.plan))
+    for cover, _ in conversion.phases:
         table.add_row(
             cover.phase,
             f"{cover.kernel_layer_count} of {cover.layer_count}",

@@ -1,6 +1,6 @@
 """A simulator of the NKI 0.6 kernel language on NumPy: run kernels without Trainium, strictly.
 
-    run_kernel / simulate  ▶  nki/ (AWS's names)  ▶  instructions/ (their meaning)  ▶  tensor, memory, trace
+run_kernel / simulate  ▶  nki/ (AWS's names)  ▶  instructions/ (their meaning)  ▶  tensor, memory, trace
 """
 
 from neuron_port.simulator.errors import (

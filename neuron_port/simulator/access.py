@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from neuron_port.simulator import dtypes
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError
@@ -27,14 +26,18 @@ def access_pattern(
     if dtype is not None and dtypes.resolve(dtype) is not tensor.dtype:
         base = whole(tensor).view(dtype)
         if offset is None and tensor.offset:
-            raise ConstraintError(f"ap: {tensor!r} starts at element {tensor.offset}, so dtype= needs an explicit offset")
+            raise ConstraintError(
+                f"ap: {tensor!r} starts at element {tensor.offset}, so dtype= needs an explicit offset"
+            )
         begin = offset or 0
     else:
         begin = tensor.offset + (offset or 0)
     strides = [int(stride) for stride, _ in pattern]
     counts = [int(count) for _, count in pattern]
     if min(counts) < 1 or min(strides) < 0 or begin < 0:
-        raise ConstraintError(f"ap: pattern {pattern} at offset {begin} of {tensor!r} has a negative or empty entry")
+        raise ConstraintError(
+            f"ap: pattern {pattern} at offset {begin} of {tensor!r} has a negative or empty entry"
+        )
     if scalar_offset is not None or vector_offset is not None:
         from neuron_port.simulator.indirect import indirect_pattern
 
@@ -55,7 +58,8 @@ def static_pattern(tensor: NkiTensor, strides: Sequence[int], counts: Sequence[i
         ConstraintError: on chip, the first stride does not step by one partition.
     """
     storage = tensor.storage
-    root = storage.array if storage.allocation.dtype is tensor.dtype else whole(tensor).view(tensor.dtype).array
+    root_view = whole(tensor).view(tensor.dtype)
+    root = root_view.array
     pattern = [[stride, count] for stride, count in zip(strides, counts, strict=True)]
     start = 0
     if storage.on_chip:
@@ -65,19 +69,30 @@ def static_pattern(tensor: NkiTensor, strides: Sequence[int], counts: Sequence[i
                 f"ap: pattern {pattern} steps {strides[0]} elements per partition, but {tensor!r} has {free}",
                 hint="the first entry walks contiguous partitions: its stride is the number of free elements",
             )
-        start, first = divmod(begin, free)
-        reach = first + sum((count - 1) * stride for stride, count in zip(strides[1:], counts[1:], strict=True))
-        if reach >= free or start + counts[0] > root.shape[0]:
-            raise OutOfBoundsError(f"ap: pattern {pattern} at offset {begin} leaves {tensor!r} ({free} per partition)")
-    elif begin + sum((count - 1) * stride for stride, count in zip(strides, counts, strict=True)) >= root.size:
-        raise OutOfBoundsError(f"ap: pattern {pattern} at offset {begin} leaves {tensor!r} ({root.size} elements)")
-    return NkiTensor(strided(root, strides, counts, begin), storage, tensor.dtype, start)
+        row, first = divmod(begin, free)
+        start = row + storage.allocation.start_partition
+        reach = first + sum(
+            (count - 1) * stride for stride, count in zip(strides[1:], counts[1:], strict=True)
+        )
+        if reach >= free or row + counts[0] > root.shape[0]:
+            raise OutOfBoundsError(
+                f"ap: pattern {pattern} at offset {begin} leaves {tensor!r} ({free} per partition)"
+            )
+    elif (
+        begin + sum((count - 1) * stride for stride, count in zip(strides, counts, strict=True)) >= root.size
+    ):
+        raise OutOfBoundsError(
+            f"ap: pattern {pattern} at offset {begin} leaves {tensor!r} ({root.size} elements)"
+        )
+    return root_view._view(strided(root, strides, counts, begin), start)
 
 
 def strided(root: np.ndarray, strides: Sequence[int], counts: Sequence[int], begin: int) -> np.ndarray:
     """A numpy view of `root` by element strides; not writeable where elements repeat."""
-    flat = root.reshape(-1)[begin:]
-    view = as_strided(flat, tuple(counts), tuple(stride * root.itemsize for stride in strides))
-    repeats = any(stride == 0 and count > 1 for stride, count in zip(strides, counts, strict=True))
-    view.flags.writeable = root.flags.writeable and not repeats
-    return view
+    itemsize = root.itemsize
+    # ml_dtypes arrays export no buffer, so their bits are viewed as integers on the way.
+    carrier = root if root.dtype.isbuiltin else root.view(f"u{itemsize}")
+    view = np.ndarray(counts, carrier.dtype, carrier, begin * itemsize, [stride * itemsize for stride in strides])
+    if any(stride == 0 and count > 1 for stride, count in zip(strides, counts, strict=True)):
+        view.flags.writeable = False
+    return view if carrier is root else view.view(root.dtype)

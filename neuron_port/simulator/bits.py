@@ -12,20 +12,23 @@ import numpy as np
 
 from neuron_port.simulator.dtypes import DType
 from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.memory import byte_offset
 from neuron_port.simulator.tensor import NkiTensor
 
 
 class ReinterpretedTensor(NkiTensor):
     """A read-only view whose values are decoded from the bits of `base` at every read."""
 
-    __slots__ = ("base", "path")
+    __slots__ = ("base", "geometry")
 
-    def __init__(self, base: NkiTensor, dtype: DType, path: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self, base: NkiTensor, dtype: DType, start: int, geometry: tuple[Any, ...] | None = None
+    ) -> None:
         self.base = base
         self.storage = base.storage
         self.dtype = dtype
-        self.start = base.start
-        self.path = path  # functions from array to array: the view operations made since
+        self.start = start
+        self.geometry = geometry  # shape, byte offset and byte strides of a view of the decoded array
 
     @property
     def array(self) -> np.ndarray:  # type: ignore[override]
@@ -33,8 +36,28 @@ class ReinterpretedTensor(NkiTensor):
         base = self.base
         bits = np.ascontiguousarray(base.array.astype(base.dtype.native))
         values = bits.view(self.dtype.native).astype(self.dtype.held)
+        if self.geometry is not None:
+            shape, offset, strides = self.geometry
+            values = np.ndarray(shape, values.dtype, values, offset, strides)
         values.flags.writeable = False
         return values
+
+    @property
+    def stored(self) -> np.ndarray:
+        """All of the tile whose bits are read."""
+        return self.base.array
+
+    def _view(self, array: np.ndarray, start: int | None = None) -> NkiTensor:
+        """The same view operation, repeated at every read."""
+        decoded = array
+        while isinstance(decoded.base, np.ndarray):
+            decoded = decoded.base
+        geometry = (array.shape, byte_offset(array, decoded), array.strides)
+        return ReinterpretedTensor(self.base, self.dtype, self.start if start is None else start, geometry)
+
+    def __getitem__(self, key: Any) -> NkiTensor:
+        plain = super().__getitem__(key)
+        return self._view(plain.array, plain.start)
 
 
 def reinterpret(tensor: NkiTensor, dtype: DType) -> NkiTensor:
@@ -46,11 +69,15 @@ def reinterpret(tensor: NkiTensor, dtype: DType) -> NkiTensor:
     old, new = tensor.dtype.itemsize, dtype.itemsize
     last = tensor.array.shape[-1]
     if tensor.strides[-1] != 1 and last != 1 and old != new:
-        raise ConstraintError(f"view: the last dimension of {tensor!r} is not contiguous (stride {tensor.strides[-1]})")
+        raise ConstraintError(
+            f"view: the last dimension of {tensor!r} is not contiguous (stride {tensor.strides[-1]})"
+        )
     if last * old % new:
-        raise ConstraintError(f"view: {last} elements of {tensor.dtype} in the last dimension of {tensor!r} do not "
-                              f"divide into {dtype}")  # fmt: skip
+        raise ConstraintError(
+            f"view: {last} elements of {tensor.dtype} in the last dimension of {tensor!r} do not "
+            f"divide into {dtype}"
+        )
     stored_as_is = tensor.array.dtype == tensor.dtype.native
     if stored_as_is and (dtype.held == dtype.native or not tensor.storage.on_chip):
         return NkiTensor(tensor.array.view(dtype.native), tensor.storage, dtype, tensor.start)
-    return ReinterpretedTensor(tensor, dtype)
+    return ReinterpretedTensor(tensor, dtype, tensor.start)

@@ -101,7 +101,7 @@ def check_start_partition(opcode: str, name: str, tile: NkiTensor) -> None:
 
 def require_written(opcode: str, name: str, source: NkiTensor) -> None:
     """Refuse to read elements that nothing has written."""
-    if not source.storage.is_written(source.array):
+    if not source.storage.is_written(source.stored):
         missing = "all" if source.storage.state == 0 else "some"
         raise UnwrittenReadError(
             f"{opcode}: {name} {source!r} is read, but {missing} of its elements were never written "
@@ -181,7 +181,9 @@ def _refuse_memory(opcode: str, name: str, tile: NkiTensor, required: str, why: 
     )
 
 
-def _refuse_sizes(opcode: str, names: tuple[str, ...], dst: NkiTensor, source: NkiTensor, position: int) -> NoReturn:
+def _refuse_sizes(
+    opcode: str, names: tuple[str, ...], dst: NkiTensor, source: NkiTensor, position: int
+) -> NoReturn:
     raise ConstraintError(
         f"{opcode}: {names[position]} {source!r} has {source.array.shape[0]} partitions of "
         f"{source.size // source.array.shape[0]} elements, but {names[0]} {dst!r} has {dst.array.shape[0]} of "
@@ -194,7 +196,8 @@ def _refuse_sizes(opcode: str, names: tuple[str, ...], dst: NkiTensor, source: N
 def _refuse_non_tensors(opcode: str, names: tuple[str, ...], operands: tuple[Any, ...]) -> None:
     for name, operand in zip(names, operands, strict=False):
         if not isinstance(operand, NkiTensor):
-            raise ConstraintError(f"{opcode}: {name} is {operand!r}, must be a tensor",
-                                  hint="dst comes first, then the inputs")  # fmt: skip
+            raise ConstraintError(
+                f"{opcode}: {name} is {operand!r}, must be a tensor", hint="dst comes first, then the inputs"
+            )
     if current_run() is None:
         raise UnsupportedError(opcode)

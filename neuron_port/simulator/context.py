@@ -25,8 +25,20 @@ if TYPE_CHECKING:
 class Run:
     """State of one kernel call."""
 
-    __slots__ = ("accumulators", "allocations", "hbm_read_bytes", "hbm_write_bytes", "instructions", "macs",
-                 "num_programs", "program_id", "scratch", "target", "trace", "warnings")  # fmt: skip
+    __slots__ = (
+        "accumulators",
+        "allocations",
+        "hbm_read_bytes",
+        "hbm_write_bytes",
+        "instructions",
+        "macs",
+        "num_programs",
+        "program_id",
+        "scratch",
+        "target",
+        "trace",
+        "warnings",
+    )
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -63,8 +75,10 @@ def current_run() -> Run:
     """
     run = context.run
     if run is None:
-        raise SimulatorError("nki functions work only inside a running kernel",
-                             hint="call the kernel through run_kernel(...) or simulate(...)")  # fmt: skip
+        raise SimulatorError(
+            "nki functions work only inside a running kernel",
+            hint="call the kernel through run_kernel(...) or simulate(...)",
+        )
     return run
 
 
@@ -94,12 +108,18 @@ def record(
     dma_bytes: int = 0,
 ) -> NkiInstruction:
     """Append one executed instruction to the trace and return it. `operands` are tensors, dst first."""
-    instructions = current_run().instructions
+    instructions = (context.run or current_run()).instructions
     code, line = caller()
     instruction = NkiInstruction(
-        len(instructions), opcode, on, code, line,
+        len(instructions),
+        opcode,
+        on,
+        code,
+        line,
         [(t.storage.allocation, t.array.shape, t.dtype, t.start) for t in operands],
-        name, macs, dma_bytes,
-    )  # fmt: skip
+        name,
+        macs,
+        dma_bytes,
+    )
     instructions.append(instruction)
     return instruction

@@ -58,7 +58,9 @@ def _round_integer(native: np.dtype[Any]) -> Callable[[np.ndarray], np.ndarray]:
         if values.dtype == native:
             return values
         if values.dtype.kind == "f":
-            wide = np.nan_to_num(np.rint(values.astype(np.float64)), nan=0.0, posinf=limits.max, neginf=limits.min)
+            wide = np.nan_to_num(
+                np.rint(values.astype(np.float64)), nan=0.0, posinf=limits.max, neginf=limits.min
+            )
         else:
             wide = values.astype(np.int64)
         return np.clip(wide, limits.min, limits.max).astype(native)
@@ -94,13 +96,28 @@ float8_e5m2 = _make("float8_e5m2", ml_dtypes.float8_e5m2)
 float8_e8m0fnu = _make("float8_e8m0fnu", ml_dtypes.float8_e8m0fnu)
 
 ALL: tuple[DType, ...] = (
-    bool_, int8, int16, int32, uint8, uint16, uint32, float32, tfloat32, float16, bfloat16,
-    float8_e4m3, float8_e4m3fn, float8_e5m2, float8_e8m0fnu,
-)  # fmt: skip
+    bool_,
+    int8,
+    int16,
+    int32,
+    uint8,
+    uint16,
+    uint32,
+    float32,
+    tfloat32,
+    float16,
+    bfloat16,
+    float8_e4m3,
+    float8_e4m3fn,
+    float8_e5m2,
+    float8_e8m0fnu,
+)
 FLOAT8 = (float8_e4m3, float8_e4m3fn, float8_e5m2)
 
 _by_name: dict[str, DType] = {str(dtype): dtype for dtype in ALL} | {"bool_": bool_}
-_by_native: dict[np.dtype[Any], DType] = {dtype.native: dtype for dtype in reversed(ALL) if dtype is not tfloat32}
+_by_native: dict[np.dtype[Any], DType] = {
+    dtype.native: dtype for dtype in reversed(ALL) if dtype is not tfloat32
+}
 _by_native[np.dtype(np.uint8)] = uint8
 _by_native[np.dtype(np.bool_)] = bool_
 

@@ -23,8 +23,18 @@ class IndirectTensor(NkiTensor):
 
     __slots__ = ("base", "begin", "counts", "index", "row_elements", "rows", "steps", "vector")
 
-    def __init__(self, base: NkiTensor, steps: Sequence[int], counts: Sequence[int], begin: int, index: Any,
-                 row_elements: int, rows: int, *, vector: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        base: NkiTensor,
+        steps: Sequence[int],
+        counts: Sequence[int],
+        begin: int,
+        index: Any,
+        row_elements: int,
+        rows: int,
+        *,
+        vector: bool,
+    ) -> None:
         self.base = base
         self.storage = base.storage
         self.dtype = base.dtype
@@ -40,8 +50,10 @@ class IndirectTensor(NkiTensor):
     @property
     def array(self) -> np.ndarray:  # type: ignore[override]
         """Not available before the index is read."""
-        raise UnsupportedError(f"{self!r} has a run-time address, which this instruction does not take",
-                               hint="copy it to a tile with nisa.dma_copy or nisa.tensor_copy first")  # fmt: skip
+        raise UnsupportedError(
+            f"{self!r} has a run-time address, which this instruction does not take",
+            hint="copy it to a tile with nisa.dma_copy or nisa.tensor_copy first",
+        )
 
     @property
     def shape(self) -> Shape:
@@ -63,7 +75,9 @@ class IndirectTensor(NkiTensor):
         return f"`{self.name}` {tuple(self.counts)} {self.dtype} @ {self.buffer.name} at a {kind} offset"
 
     def __getitem__(self, key: Any) -> NkiTensor:
-        raise UnsupportedError(f"{self!r} cannot be sliced further", hint="slice first, then select or .ap(...)")
+        raise UnsupportedError(
+            f"{self!r} cannot be sliced further", hint="slice first, then select or .ap(...)"
+        )
 
     def is_indirect(self) -> bool:
         """True."""
@@ -79,8 +93,10 @@ class IndirectTensor(NkiTensor):
             raise UnsupportedError(f"{self!r} is a gather or scatter, which only nisa.dma_copy executes")
         index = self._scalar_index()
         if not 0 <= index < self.rows:
-            raise OutOfBoundsError(f"run-time index {index} leaves the {self.rows} positions of {self.base!r}",
-                                   hint="bound the index, or use oob_mode=nisa.oob_mode.skip in nisa.dma_copy")  # fmt: skip
+            raise OutOfBoundsError(
+                f"run-time index {index} leaves the {self.rows} positions of {self.base!r}",
+                hint="bound the index, or use oob_mode=nisa.oob_mode.skip in nisa.dma_copy",
+            )
         return static_pattern(self.base, self.steps, self.counts, self.begin + index * self.row_elements)
 
     def _scalar_index(self) -> int:
@@ -109,7 +125,9 @@ def indirect_pattern(
 ) -> NkiTensor:
     """`.ap()` with a run-time offset: one index unit moves by the elements right of `dim` in the tensor's shape."""
     if scalar is not None and vector is not None:
-        raise ConstraintError(f"ap: {tensor!r} has both scalar_offset and vector_offset", hint="give one of them")
+        raise ConstraintError(
+            f"ap: {tensor!r} has both scalar_offset and vector_offset", hint="give one of them"
+        )
     if tensor.is_indirect():
         raise ConstraintError(f"ap: {tensor!r} is already indirect")
     shape = tensor.array.shape
@@ -129,7 +147,9 @@ def dynamic_select(tensor: NkiTensor, axis: int, index: Any) -> NkiTensor:
     strides, shape = tensor.strides, tensor.array.shape
     steps = [*strides[:axis], *strides[axis + 1 :]]
     counts = [*shape[:axis], *shape[axis + 1 :]]
-    return IndirectTensor(tensor, steps, counts, tensor.offset, index, strides[axis], shape[axis], vector=False)
+    return IndirectTensor(
+        tensor, steps, counts, tensor.offset, index, strides[axis], shape[axis], vector=False
+    )
 
 
 def vector_select(tensor: NkiTensor, dim: int, index: NkiTensor) -> NkiTensor:
@@ -137,29 +157,41 @@ def vector_select(tensor: NkiTensor, dim: int, index: NkiTensor) -> NkiTensor:
     counts = [index.array.shape[0], *tensor.array.shape[1:]]
     _check_vector_offset(tensor, index, counts[0], dim)
     strides = tensor.strides
-    return IndirectTensor(tensor, list(strides), counts, tensor.offset, index, strides[0], tensor.array.shape[0],
-                          vector=True)  # fmt: skip
+    return IndirectTensor(
+        tensor, list(strides), counts, tensor.offset, index, strides[0], tensor.array.shape[0], vector=True
+    )
 
 
 def _check_vector_offset(tensor: NkiTensor, index: Any, partitions: int, dim: int) -> None:
     if dim != 0:
         raise ConstraintError(f"vector_offset works on dimension 0 only, not {dim} of {tensor!r}")
     if tensor.storage.on_chip:
-        raise ConstraintError(f"vector_offset: {tensor!r} must be in HBM", hint="gather with nisa.nc_n_gather on chip")
-    if not isinstance(index, NkiTensor) or index.buffer is not MemoryRegion.sbuf or not index.dtype.is_integer:
+        raise ConstraintError(
+            f"vector_offset: {tensor!r} must be in HBM", hint="gather with nisa.nc_n_gather on chip"
+        )
+    if (
+        not isinstance(index, NkiTensor)
+        or index.buffer is not MemoryRegion.sbuf
+        or not index.dtype.is_integer
+    ):
         raise ConstraintError(f"vector_offset: index {index!r} must be an int32 or uint32 tile in SBUF")
     if index.array.shape[0] != partitions or index.size != partitions:
-        raise ConstraintError(f"vector_offset: index {index!r} must have shape ({partitions}, 1)",
-                              hint="one row index for each partition of the pattern")  # fmt: skip
+        raise ConstraintError(
+            f"vector_offset: index {index!r} must have shape ({partitions}, 1)",
+            hint="one row index for each partition of the pattern",
+        )
 
 
 def _check_scalar_offset(tensor: NkiTensor, index: Any, dim: int) -> None:
     if isinstance(index, VirtualRegister):
         return
     if not isinstance(index, NkiTensor) or index.size != 1 or not index.dtype.is_integer:
-        raise ConstraintError(f"scalar_offset of {tensor!r} is {index!r}, must be a (1, 1) integer tile in SBUF or a "
-                              "register")  # fmt: skip
+        raise ConstraintError(
+            f"scalar_offset of {tensor!r} is {index!r}, must be a (1, 1) integer tile in SBUF or a register"
+        )
     if index.buffer is not MemoryRegion.sbuf:
-        raise ConstraintError(f"scalar_offset: index {index!r} must be in SBUF", hint="copy it with nisa.dma_copy")
+        raise ConstraintError(
+            f"scalar_offset: index {index!r} must be in SBUF", hint="copy it with nisa.dma_copy"
+        )
     if tensor.storage.on_chip and dim == 0:
         raise ConstraintError(f"scalar_offset: dimension 0 of {tensor!r} is the partition dimension")

@@ -28,14 +28,18 @@ def _import(
     if level == 0 and top == "nki":
         try:
             module = importlib.import_module(FACE + name[len("nki") :])
-        except ModuleNotFoundError:
-            raise UnsupportedError(f"import of `{name}`: this part of nki is not simulated",
-                                   hint="nki, nki.language and nki.isa are")  # fmt: skip
+        except ModuleNotFoundError as error:
+            raise UnsupportedError(
+                f"import of `{name}`: this part of nki is not simulated",
+                hint="nki, nki.language and nki.isa are",
+            ) from error
         return module if fromlist else importlib.import_module(FACE)
     if level == 0 and top in PLAIN_MODULES:
         return builtins.__import__(name, globals, locals, fromlist, level)
-    raise UnsupportedError(f"import of `{name}`: a kernel file imports only nki and {', '.join(sorted(PLAIN_MODULES))}",
-                           hint="compute constants in the calling code and pass them as attributes")  # fmt: skip
+    raise UnsupportedError(
+        f"import of `{name}`: a kernel file imports only nki and {', '.join(sorted(PLAIN_MODULES))}",
+        hint="compute constants in the calling code and pass them as attributes",
+    )
 
 
 _BUILTINS = {**vars(builtins), "__import__": _import}
@@ -54,7 +58,9 @@ def load_kernel_source(text: str, name: str, filename: str = "<kernel>") -> Call
     exec(compile(text, filename, "exec", dont_inherit=True), namespace)
     if name not in namespace:
         functions = [key for key, value in namespace.items() if callable(value) and not key.startswith("_")]
-        raise UnsupportedError(f"`{filename}` defines no kernel `{name}`", hint=f"it defines {', '.join(functions)}")
+        raise UnsupportedError(
+            f"`{filename}` defines no kernel `{name}`", hint=f"it defines {', '.join(functions)}"
+        )
     kernel: Callable[..., Any] = namespace[name]
     return kernel
 

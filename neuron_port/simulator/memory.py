@@ -36,10 +36,29 @@ MIXED = -1  # look at the mask: 0, BY_OTHERS or BY_MATMUL for each element
 class Allocation:
     """The light record of a tensor that outlives its array: identity, size and live range (instruction indices)."""
 
-    __slots__ = ("buffer", "bytes_per_partition", "code", "dtype", "first", "given_name", "last", "line", "shape")
+    __slots__ = (
+        "buffer",
+        "bytes_per_partition",
+        "code",
+        "dtype",
+        "first",
+        "given_name",
+        "last",
+        "line",
+        "shape",
+        "start_partition",
+    )
 
-    def __init__(self, shape: tuple[int, ...], dtype: DType, buffer: MemoryRegion, bytes_per_partition: int,
-                 name: str, code: CodeType | None, line: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: DType,
+        buffer: MemoryRegion,
+        bytes_per_partition: int,
+        name: str,
+        code: CodeType | None,
+        line: int,
+    ) -> None:
         self.shape = shape
         self.dtype = dtype
         self.buffer = buffer
@@ -48,6 +67,7 @@ class Allocation:
         self.code = code
         self.line = line
         self.first = -1  # index of the first instruction that writes it
+        self.start_partition = 0  # from nl.ndarray(address=...)
         self.last = -1  # index of the last instruction that touches it
 
     @property
@@ -96,16 +116,16 @@ class Storage:
         mask = self.mask_of(view)
         before = np.count_nonzero(mask)
         mask[selection] = writer
-        self._settle(np.count_nonzero(mask) - before)
+        self._settle(int(np.count_nonzero(mask) - before))
 
     def _mark_part(self, mask: np.ndarray, writer: int) -> None:
         fresh = mask.size - np.count_nonzero(mask)
         mask[...] = writer
-        self._settle(fresh)
+        self._settle(int(fresh))
 
     def _settle(self, fresh: int) -> None:
         """Drop the mask once everything is written by one kind of writer."""
-        self.remaining -= int(fresh)
+        self.remaining -= fresh
         mask = self.mask
         if self.remaining == 0 and mask is not None:
             lowest, highest = int(mask.min()), int(mask.max())
@@ -123,14 +143,18 @@ class Storage:
         offset = byte_offset(view, self.array)
         if view.itemsize != itemsize:
             return self._mask_of_reinterpreted(view, offset)
-        return np.ndarray(view.shape, np.uint8, self.mask, offset // itemsize, [s // itemsize for s in view.strides])
+        return np.ndarray(
+            view.shape, np.uint8, self.mask, offset // itemsize, [s // itemsize for s in view.strides]
+        )
 
     def _mask_of_reinterpreted(self, view: np.ndarray, offset: int) -> np.ndarray:
         """The bytes that a reinterpreted `view` covers, rounded outwards to whole elements of the storage."""
         reach = sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
         itemsize = self.array.itemsize
         assert self.mask is not None
-        return self.mask.reshape(-1)[offset // itemsize : (offset + reach + view.itemsize - 1) // itemsize + 1]
+        return self.mask.reshape(-1)[
+            offset // itemsize : (offset + reach + view.itemsize - 1) // itemsize + 1
+        ]
 
     def is_written(self, view: np.ndarray) -> bool:
         """Whether all elements of `view` are written."""
@@ -145,7 +169,9 @@ def byte_offset(view: np.ndarray, root: np.ndarray) -> int:
     return offset
 
 
-def peak_of(allocations: list[Allocation], buffer: MemoryRegion, unit: int = 1) -> tuple[int, int, list[Allocation]]:
+def peak_of(
+    allocations: list[Allocation], buffer: MemoryRegion, unit: int = 1
+) -> tuple[int, int, list[Allocation]]:
     """Largest sum of live tensors in `buffer`: (units, instruction index where it is reached, tensors live there).
 
     A tensor lives from the first write to the last use; each takes ceil(bytes per partition / unit) units.

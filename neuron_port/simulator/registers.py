@@ -19,7 +19,9 @@ class VirtualRegister:
     def value(self) -> int:
         """The integer that it holds (for instructions, not for kernels)."""
         if self._value is None:
-            raise UnwrittenReadError("a register is read before it was written", hint="nisa.register_move(register, 0)")
+            raise UnwrittenReadError(
+                "a register is read before it was written", hint="nisa.register_move(register, 0)"
+            )
         return self._value
 
     def set(self, value: int) -> None:
@@ -27,8 +29,10 @@ class VirtualRegister:
         self._value = (int(value) + 2**31) % 2**32 - 2**31
 
     def _unknown(self, *_: object) -> NoReturn:
-        raise UnsupportedError("a register is used as a Python value; its contents exist only on the device",
-                               hint="use it as scalar_offset, or as a bound of nl.fori_loop")  # fmt: skip
+        raise UnsupportedError(
+            "a register is used as a Python value; its contents exist only on the device",
+            hint="use it as scalar_offset, or as a bound of nl.fori_loop",
+        )
 
-    __bool__ = __index__ = __int__ = __float__ = _unknown  # type: ignore[assignment]
-    __lt__ = __le__ = __gt__ = __ge__ = __add__ = __sub__ = __mul__ = _unknown  # type: ignore[assignment]
+    __bool__ = __index__ = __int__ = __float__ = _unknown
+    __lt__ = __le__ = __gt__ = __ge__ = __add__ = __sub__ = __mul__ = _unknown

@@ -84,7 +84,9 @@ class KernelRun:
         return peak_of(self.trace.allocations, MemoryRegion.psum, self.target.psum_bank_bytes)[0]
 
 
-def run_kernel(kernel: Callable[..., Any], *arrays: Any, target: str | Target = "trn2", **attributes: Any) -> KernelRun:
+def run_kernel(
+    kernel: Callable[..., Any], *arrays: Any, target: str | Target = "trn2", **attributes: Any
+) -> KernelRun:
     """Run `kernel` on arrays (numpy, `HbmArray`, or plain Python values) and keyword attributes.
 
     Inputs are read-only to the kernel, except `to_hbm(array, mutable=True)`.
@@ -93,12 +95,15 @@ def run_kernel(kernel: Callable[..., Any], *arrays: Any, target: str | Target = 
         SimulatorError: whatever the hardware would not do, named at the kernel's line.
     """
     if context.run is not None:
-        raise SimulatorError("a kernel calls run_kernel or simulate", hint="call the helper function directly")
+        raise SimulatorError(
+            "a kernel calls run_kernel or simulate", hint="call the helper function directly"
+        )
     function = getattr(kernel, "function", kernel)
     run = Run(find_target(target))
     names = getattr(getattr(function, "__code__", None), "co_varnames", ())
     arguments = [
-        _as_input(run, array, names[i] if i < len(names) else f"argument {i}") for i, array in enumerate(arrays)
+        _as_input(run, array, names[i] if i < len(names) else f"argument {i}")
+        for i, array in enumerate(arrays)
     ]
     keywords = {name: _as_input(run, value, name) for name, value in attributes.items()}
     context.run = run
@@ -107,7 +112,9 @@ def run_kernel(kernel: Callable[..., Any], *arrays: Any, target: str | Target = 
             returned = function(*arguments, **keywords)
     finally:
         context.run = None
-    outputs = tuple(_as_output(run, tensor) for tensor in (returned if isinstance(returned, tuple) else (returned,)))
+    outputs = tuple(
+        _as_output(run, tensor) for tensor in (returned if isinstance(returned, tuple) else (returned,))
+    )
     check_capacity(run)
     return KernelRun(
         outputs, run.trace, run.target, run.macs, run.hbm_read_bytes, run.hbm_write_bytes, tuple(run.warnings)
@@ -149,20 +156,31 @@ def _as_input(run: Run, value: Any, name: str) -> Any:
 def _as_output(run: Run, tensor: Any) -> HbmArray:
     """The returned tensor, if it is all of a fully written tensor in shared HBM."""
     if not isinstance(tensor, NkiTensor):
-        raise OutputError(f"the kernel returns {tensor!r}, not a tensor",
-                          hint="return the nl.ndarray(..., buffer=nl.shared_hbm) that it wrote")  # fmt: skip
+        raise OutputError(
+            f"the kernel returns {tensor!r}, not a tensor",
+            hint="return the nl.ndarray(..., buffer=nl.shared_hbm) that it wrote",
+        )
     storage = tensor.storage
     location = storage.allocation.location if storage.allocation.code else None
     if storage.buffer is not MemoryRegion.shared_hbm:
-        raise OutputError(f"the kernel returns {tensor!r}, which is not in shared HBM", location=location,
-                          hint="allocate outputs with buffer=nl.shared_hbm and nisa.dma_copy into them")  # fmt: skip
+        raise OutputError(
+            f"the kernel returns {tensor!r}, which is not in shared HBM",
+            location=location,
+            hint="allocate outputs with buffer=nl.shared_hbm and nisa.dma_copy into them",
+        )
     if tensor.is_indirect() or tensor.size != storage.array.size:
-        raise OutputError(f"the kernel returns a part of {storage.allocation!r}", location=location,
-                          hint="return the whole tensor")  # fmt: skip
+        raise OutputError(
+            f"the kernel returns a part of {storage.allocation!r}",
+            location=location,
+            hint="return the whole tensor",
+        )
     if storage.state <= 0 and not storage.is_written(tensor.array):
         written = int(np.count_nonzero(storage.mask)) if storage.mask is not None else 0
-        raise OutputError(f"output {tensor!r} is returned with {written} of {tensor.size} elements written",
-                          location=location, hint="write every element, tails included")  # fmt: skip
+        raise OutputError(
+            f"output {tensor!r} is returned with {written} of {tensor.size} elements written",
+            location=location,
+            hint="write every element, tails included",
+        )
     return HbmArray(tensor.array, tensor.dtype)
 
 
@@ -193,5 +211,3 @@ def _listed(live: list[Allocation], most: int = 8) -> str:
     largest = sorted(live, key=lambda allocation: -allocation.bytes_per_partition)
     shown = ", ".join(f"{a!r} ({a.bytes_per_partition} B, {a.location})" for a in largest[:most])
     return shown + (f" and {len(live) - most} more" if len(live) > most else "")
-
-

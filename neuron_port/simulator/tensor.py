@@ -27,7 +27,7 @@ class Shape(tuple[int, ...]):
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return tuple.__eq__(self, tuple(other) if isinstance(other, list) else other)  # type: ignore[arg-type]
+        return tuple.__eq__(self, tuple(other) if isinstance(other, list) else other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -102,11 +102,18 @@ class NkiTensor:
         return f"`{self.name}` {tuple(self.shape)} {self.dtype} @ {self.buffer.name}"
 
     def __bool__(self) -> bool:
-        raise UnsupportedError(f"the truth of {self!r} is not known when the kernel is traced",
-                               hint="select with nisa instructions instead of Python conditions")  # fmt: skip
+        raise UnsupportedError(
+            f"the truth of {self!r} is not known when the kernel is traced",
+            hint="select with nisa instructions instead of Python conditions",
+        )
 
     def __len__(self) -> int:
         return self.array.shape[0]
+
+    @property
+    def stored(self) -> np.ndarray:
+        """The view of the storage whose elements this tensor depends on."""
+        return self.array
 
     def _view(self, array: np.ndarray, start: int | None = None) -> NkiTensor:
         return NkiTensor(array, self.storage, self.dtype, self.start if start is None else start)
@@ -116,7 +123,9 @@ class NkiTensor:
         if not 0 <= axis < self.ndim:
             raise OutOfBoundsError(f"{what}: dimension {dim} does not exist in {self!r}")
         if free_only and axis == 0 and self.storage.on_chip:
-            raise ConstraintError(f"{what}: dimension 0 of {self!r} is the partition dimension and stays as it is")
+            raise ConstraintError(
+                f"{what}: dimension 0 of {self!r} is the partition dimension and stays as it is"
+            )
         return axis
 
     # ---- indexing --------------------------------------------------------------------------------------------------
@@ -127,7 +136,7 @@ class NkiTensor:
         rank = len(shape)
         on_chip = self.storage.on_chip
         items = key if type(key) is tuple else (key,)
-        if any(item is Ellipsis for item in items):
+        if Ellipsis in items:
             items = self._expand_ellipsis(items)
         if len(items) > rank:
             raise OutOfBoundsError(f"{len(items)} indices for the {rank} dimensions of {self!r}")
@@ -156,8 +165,10 @@ class NkiTensor:
                 raise self._out_of_bounds(axis, item, size)
             if axis == 0 and on_chip:
                 if step != 1:
-                    raise ConstraintError(f"index {item} skips partitions of {self!r}",
-                                          hint="a tile covers a contiguous range of partitions")  # fmt: skip
+                    raise ConstraintError(
+                        f"index {item} skips partitions of {self!r}",
+                        hint="a tile covers a contiguous range of partitions",
+                    )
                 start += begin
             result.append(slice(begin, end, step))
         if dropped and rank - dropped < (2 if on_chip else 1):
@@ -165,7 +176,9 @@ class NkiTensor:
         return NkiTensor(array[tuple(result)], self.storage, self.dtype, start)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise UnsupportedError(f"assignment into {self!r}", hint="write with an instruction: nisa.tensor_copy(dst=...)")
+        raise UnsupportedError(
+            f"assignment into {self!r}", hint="write with an instruction: nisa.tensor_copy(dst=...)"
+        )
 
     def _expand_ellipsis(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
         at = next(i for i, item in enumerate(items) if item is Ellipsis)
@@ -208,8 +221,10 @@ class NkiTensor:
         if sorted(dims) != list(range(self.ndim)):
             raise ConstraintError(f"permute: {tuple(dims)} is not an order of the dimensions of {self!r}")
         if self.storage.on_chip and dims[0] != 0:
-            raise ConstraintError(f"permute: {tuple(dims)} moves the partition dimension of {self!r}",
-                                  hint="use nisa.nc_transpose or nisa.dma_transpose")  # fmt: skip
+            raise ConstraintError(
+                f"permute: {tuple(dims)} moves the partition dimension of {self!r}",
+                hint="use nisa.nc_transpose or nisa.dma_transpose",
+            )
         return self._view(self.array.transpose(tuple(dims)))
 
     def broadcast(self, dim: int, size: int) -> NkiTensor:
@@ -224,7 +239,9 @@ class NkiTensor:
     def expand_dim(self, dim: int) -> NkiTensor:
         """A new dimension of size 1 at position `dim`."""
         if dim == 0 and self.storage.on_chip:
-            raise ConstraintError(f"expand_dim: position 0 of {self!r} is the partition dimension and stays first")
+            raise ConstraintError(
+                f"expand_dim: position 0 of {self!r} is the partition dimension and stays first"
+            )
         if not 0 <= dim <= self.ndim:
             raise OutOfBoundsError(f"expand_dim: no position {dim} in {self!r}")
         return self._view(np.expand_dims(self.array, dim))
@@ -233,7 +250,9 @@ class NkiTensor:
         """The view without its size-1 dimension `dim`."""
         axis = self._axis(dim, "squeeze_dim")
         if self.array.shape[axis] != 1:
-            raise ConstraintError(f"squeeze_dim: dimension {dim} of {self!r} has size {self.array.shape[axis]}, not 1")
+            raise ConstraintError(
+                f"squeeze_dim: dimension {dim} of {self!r} has size {self.array.shape[axis]}, not 1"
+            )
         return self._view(self.array.squeeze(axis))
 
     def reshape_dim(self, dim: int, shape: Sequence[int]) -> NkiTensor:
@@ -243,14 +262,18 @@ class NkiTensor:
         known = math.prod(size for size in shape if size != -1)
         sizes = [old[axis] // known if size == -1 and known else size for size in shape]
         if math.prod(sizes) != old[axis]:
-            raise ConstraintError(f"reshape_dim: {tuple(shape)} does not multiply to dimension {dim} of {self!r}")
+            raise ConstraintError(
+                f"reshape_dim: {tuple(shape)} does not multiply to dimension {dim} of {self!r}"
+            )
         return self._reshaped((*old[:axis], *sizes, *old[axis + 1 :]), "reshape_dim")
 
     def flatten_dims(self, start_dim: int, end_dim: int) -> NkiTensor:
         """Dimensions start_dim to end_dim (inclusive) merged into one."""
         first, last = self._axis(start_dim, "flatten_dims"), self._axis(end_dim, "flatten_dims")
         old = self.array.shape
-        return self._reshaped((*old[:first], math.prod(old[first : last + 1]), *old[last + 1 :]), "flatten_dims")
+        return self._reshaped(
+            (*old[:first], math.prod(old[first : last + 1]), *old[last + 1 :]), "flatten_dims"
+        )
 
     def reshape(self, shape: Sequence[int]) -> NkiTensor:
         """The same elements in another shape; on chip dimension 0 stays."""
@@ -259,26 +282,37 @@ class NkiTensor:
             known = -math.prod(sizes)
             sizes = tuple(self.size // known if size == -1 and known else size for size in sizes)
         if math.prod(sizes) != self.size:
-            raise ConstraintError(f"reshape: {sizes} has {math.prod(sizes)} elements, {self!r} has {self.size}")
+            raise ConstraintError(
+                f"reshape: {sizes} has {math.prod(sizes)} elements, {self!r} has {self.size}"
+            )
         if self.storage.on_chip and sizes[0] != self.array.shape[0]:
-            raise ConstraintError(f"reshape: {sizes} changes the partition dimension of {self!r}",
-                                  hint="data moves between partitions only by an instruction")  # fmt: skip
+            raise ConstraintError(
+                f"reshape: {sizes} changes the partition dimension of {self!r}",
+                hint="data moves between partitions only by an instruction",
+            )
         return self._reshaped(sizes, "reshape")
 
     def _reshaped(self, shape: tuple[int, ...], what: str) -> NkiTensor:
         try:
             array = self.array.reshape(shape, copy=False)
         except ValueError:
-            raise ConstraintError(f"{what}: {shape} is no view of {self!r} with strides {self.strides}",
-                                  hint="reshape before slicing or permuting, or copy to a tile first") from None  # fmt: skip
+            raise ConstraintError(
+                f"{what}: {shape} is no view of {self!r} with strides {self.strides}",
+                hint="reshape before slicing or permuting, or copy to a tile first",
+            ) from None
         return self._view(array)
 
     def rearrange(
-        self, src_pattern: Sequence[Any], dst_pattern: Sequence[Any], fixed_sizes: dict[str, int] | None = None
+        self,
+        src_pattern: Sequence[Any],
+        dst_pattern: Sequence[Any],
+        fixed_sizes: dict[str, int] | None = None,
     ) -> NkiTensor:
         """Split, reorder and merge dimensions by name, with tuples as groups (as in einops)."""
         if len(src_pattern) != self.ndim:
-            raise ConstraintError(f"rearrange: pattern {src_pattern} does not name the dimensions of {self!r}")
+            raise ConstraintError(
+                f"rearrange: pattern {src_pattern} does not name the dimensions of {self!r}"
+            )
         sizes = dict(fixed_sizes or {})
         split: list[int] = []
         names: list[str] = []
@@ -295,7 +329,9 @@ class NkiTensor:
         groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in dst_pattern]
         if sorted(names) != sorted(name for group in groups for name in group):
             raise ConstraintError(f"rearrange: {dst_pattern} does not use the names of {src_pattern}")
-        view = self._reshaped(tuple(split), "rearrange").permute([names.index(n) for group in groups for n in group])
+        view = self._reshaped(tuple(split), "rearrange").permute(
+            [names.index(n) for group in groups for n in group]
+        )
         merged = tuple(math.prod(sizes[name] for name in group) for group in groups)
         return view if merged == view.array.shape else view._reshaped(merged, "rearrange")
 
@@ -325,8 +361,10 @@ class NkiTensor:
 
     def indirect(self, index: NkiTensor, num_elem: int | None = None) -> NkiTensor:
         """Tensor indirection exists from NeuronCore-v4 on."""
-        raise UnsupportedError(f"indirect on {self!r}: tensor indirection needs NeuronCore-v4",
-                               hint="gather with nisa.dma_copy and .ap(vector_offset=...)")  # fmt: skip
+        raise UnsupportedError(
+            f"indirect on {self!r}: tensor indirection needs NeuronCore-v4",
+            hint="gather with nisa.dma_copy and .ap(vector_offset=...)",
+        )
 
     def get_pattern(self) -> list[list[int]]:
         """The view as [[stride, count], ...]."""

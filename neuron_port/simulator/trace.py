@@ -24,16 +24,39 @@ class engine(Enum):  # noqa: N801 - AWS's name
     sync = 6
 
 
-Operand = tuple[Allocation, tuple[int, ...], DType, int]  # allocation, shape of the view, dtype, start partition
+Operand = tuple[
+    Allocation, tuple[int, ...], DType, int
+]  # allocation, shape of the view, dtype, start partition
 
 
 class NkiInstruction:
     """One executed instruction. It is also what every `nki.isa` function returns to the kernel."""
 
-    __slots__ = ("code", "dependencies", "dma_bytes", "engine", "index", "line", "macs", "name", "opcode", "operands")
+    __slots__ = (
+        "code",
+        "dependencies",
+        "dma_bytes",
+        "engine",
+        "index",
+        "line",
+        "macs",
+        "name",
+        "opcode",
+        "operands",
+    )
 
-    def __init__(self, index: int, opcode: str, on: engine, code: CodeType | None, line: int,
-                 operands: list[Operand], name: str | None, macs: int, dma_bytes: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        index: int,
+        opcode: str,
+        on: engine,
+        code: CodeType | None,
+        line: int,
+        operands: list[Operand],
+        name: str | None,
+        macs: int,
+        dma_bytes: int,
+    ) -> None:
         self.index = index
         self.opcode = opcode
         self.engine = on

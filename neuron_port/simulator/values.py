@@ -7,15 +7,23 @@ from typing import Any
 import numpy as np
 
 from neuron_port.simulator.checks import check_vector_operand
+from neuron_port.simulator.context import current_run
 from neuron_port.simulator.dtypes import FLOAT32, float32
 from neuron_port.simulator.errors import ConstraintError, UnsupportedError
 from neuron_port.simulator.memory import BY_OTHERS
 from neuron_port.simulator.tensor import NkiTensor
 
+EXACT_INTEGERS = 2**24  # float32 counts exactly up to here
+
 
 def read(tile: NkiTensor) -> np.ndarray:
     """The tile's values as float32 (no copy for float dtypes)."""
-    return tile.array if tile.dtype.is_float else tile.array.astype(FLOAT32)
+    dtype = tile.dtype
+    if dtype.is_float:
+        return tile.array
+    if dtype.itemsize == 4 and not np.abs(tile.array.astype(np.int64)).max() <= EXACT_INTEGERS:
+        current_run().warn(f"{tile!r} holds integers beyond 2**24, which float32 arithmetic rounds")
+    return tile.array.astype(FLOAT32)
 
 
 def read_like(tile: NkiTensor, shape: tuple[int, ...]) -> np.ndarray:
@@ -30,6 +38,8 @@ def write(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> None:
     array = dst.array
     if dtype is not float32:
         values = dtype.rounded(values)
+        if dtype.itemsize == 1 and dtype.is_float and not np.isfinite(values).all():
+            current_run().warn(f"results beyond the range of {dtype} become infinite or NaN in {dst!r}")
     if values.shape != array.shape:
         values = values.reshape(array.shape)
     try:
@@ -54,7 +64,7 @@ def compute(dst: NkiTensor, function: np.ufunc, *arguments: Any) -> None:
         write(dst, function(*arguments))
 
 
-def write_raw(dst: NkiTensor, values: np.ndarray) -> None:
+def write_raw(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> None:
     """Store values that are already representable in dst's dtype."""
     array = dst.array
     try:
@@ -63,8 +73,8 @@ def write_raw(dst: NkiTensor, values: np.ndarray) -> None:
         refuse_write(dst)
         raise
     storage = dst.storage
-    if storage.state != BY_OTHERS:
-        storage.mark_written(array, BY_OTHERS)
+    if storage.state != writer:
+        storage.mark_written(array, writer)
 
 
 def fill(dst: NkiTensor, value: float) -> None:

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from neuron_port.types import Layer, LayerGraph, TensorSpec
 from neuron_port.walk.cutpoints import Call, dtype_name, flatten_tensors, intercept, spec_of
-from neuron_port.walk.step import CausalStep, Phase, example_inputs
+from neuron_port.walk.inputs import example_inputs
+from neuron_port.walk.step import CausalStep, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,11 @@ def walk(
 ) -> Walk:
     """Every call of one step, in order, with shapes, TensorE FLOPs and bytes; parents come before their children."""
     recorder = _Recorder()
-    with torch.no_grad(), intercept(model, recorder):
-        inputs = example_inputs(
-            model, phase, batch=batch, sequence_length=sequence_length, cache_length=cache_length, dtype=model.dtype
-        )
-        recorder.clear()  # finding the caches' shapes ran the model once
-        with recorder.counter:
-            CausalStep(model, phase)(*inputs)
+    inputs = example_inputs(
+        model, phase, batch=batch, sequence_length=sequence_length, cache_length=cache_length, dtype=model.dtype
+    )
+    with torch.no_grad(), intercept(model, recorder), recorder.counter:
+        CausalStep(model, phase)(*inputs)
     graph = LayerGraph(
         checkpoint=checkpoint_revision,
         phase=phase,
@@ -79,10 +78,6 @@ class _Recorder:
     layers: list[Layer | None] = field(default_factory=list)
     calls: dict[str, Call] = field(default_factory=dict)
     counter: FlopCounterMode = field(default_factory=lambda: FlopCounterMode(display=False))
-
-    def clear(self) -> None:
-        self.layers.clear()
-        self.calls.clear()
 
     def __call__(self, call: Call) -> Any:
         place = len(self.layers)
@@ -137,11 +132,10 @@ def capture(
         return call.run()
 
     length = input_ids.shape[1]
+    _, positions, caches = example_inputs(
+        model, "prefill", batch=1, sequence_length=length, cache_length=cache_length, dtype=model.dtype
+    )
     with torch.no_grad(), intercept(model, keep):
-        _, positions, caches = example_inputs(
-            model, "prefill", batch=1, sequence_length=length, cache_length=cache_length, dtype=model.dtype
-        )
-        captured.clear()  # finding the caches' shapes ran the model once
         logits, *caches = CausalStep(model, "prefill")(input_ids, positions, caches)
         phase = "decode"
         next_ids = logits.argmax(-1, keepdim=True)

@@ -1,10 +1,10 @@
 """Attention of one new token per batch row over a key/value cache (grouped-query).
 
-Scores are computed transposed: cache slots on the partitions, (batch row, query head) in the free dimension. A slice
-of the key cache, kept as [D, C], is then the stationary operand as it lies, the softmax of all heads of up to 128
-batch rows x heads is one short run of wide instructions, and the weights come out in the layout that the product
-with V wants: nothing of cache size is ever transposed. Only the maximum over slots, which lie across partitions,
-needs two transposes of a [128, heads] tile.
+Scores are computed transposed: cache slots on the partitions, (batch row, query head) in the free
+dimension. A slice of the key cache, kept as [D, C], is then the stationary operand as it lies; the softmax
+of all heads of up to 128 batch rows x heads is one short run of wide instructions; and the weights come out
+in the layout that the product with V wants: nothing of cache size is ever transposed. Only the maximum over
+slots, which lie across partitions, needs two transposes of a [128, heads] tile.
 
 Legend: B = batch, Q = query heads, G = key/value heads, R = Q / G, D = head dimension, C = cache slots,
 rows = batch rows of this pass x Q, chunk = 128 slots.
@@ -14,9 +14,9 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-# Distance between the limits of slots that may be attended to and of those that may not, per slot of distance.
-# Scores below half of it in magnitude pass untouched; it times 16384 slots still fits float32.
-LIMIT_STEP = 1e34
+# By how much the limit on a slot's score falls from one slot to the next, through zero at the position.
+# Scores below half of it in magnitude pass untouched; times a million slots it still fits float32.
+LIMIT_STEP = 1e32
 # A block of the key or of the value cache, in bytes per partition: two of each fit beside everything else.
 CACHE_BLOCK_BYTES = 32 * 1024
 
@@ -39,9 +39,9 @@ def load_query(q_rows_hbm):
 
 
 def slot_limits(positions_hbm, chunks):
-    """Returns upper limits for scores, [128, chunks, b] @ SBUF: hugely positive up to the position, negative beyond.
+    """Returns limits for scores, [128, chunks, b] @ SBUF: huge up to the position, hugely negative after.
 
-    `minimum(score, limit)` keeps a score that may be attended to and replaces any other, whatever its slot holds.
+    `minimum(score, limit)` keeps a score up to the position and replaces any other, whatever its slot holds.
     """
     batch = positions_hbm.shape[0]
     pmax = nl.tile_size.pmax
@@ -78,7 +78,7 @@ def load_keys(k_cache, batch_row, first_slot, end_slot, width):
 
 
 def load_values(v_cache, batch_row, first_slot, end_slot, chunks):
-    """Returns values [128, G, chunks, D] @ SBUF of one batch row; of the last chunk only the slots that exist."""
+    """Returns values [128, G, chunks, D] @ SBUF of one batch row; slots that do not exist stay unwritten."""
     _, kv_heads, _, head_dim = v_cache.shape
     pmax = nl.tile_size.pmax
     v_sbuf = nl.ndarray((pmax, kv_heads, chunks, head_dim), dtype=v_cache.dtype, buffer=nl.sbuf)
@@ -145,17 +145,20 @@ def reduce_chunks(data, op):
 
 
 def exponentiate(scores, identity, dtype):
-    """Returns exp(scores - maximum over all slots) [128, chunks, rows] @ SBUF, and 1 / its sum [rows, 1] @ SBUF."""
+    """Returns exp(scores - maximum over slots) [128, chunks, rows] and 1 / its sum [rows, 1], both @ SBUF."""
     pmax, chunks, rows = scores.shape
-    # Slots lie across partitions: transpose the maxima of the partitions, reduce, spread the result over partitions
-    # again as the product of its stride-0 view [rows, 128] with the identity.
+    # Slots lie across partitions: transpose the maxima of the partitions, reduce, and spread the result
+    # over the partitions again as the product of its stride-0 view [rows, 128] with the identity.
     maxima_psum = nl.ndarray((rows, pmax), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_transpose(dst=maxima_psum, data=reduce_chunks(scores, nl.maximum), engine=nisa.engine.tensor)
     maximum = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_reduce(dst=maximum, op=nl.maximum, data=maxima_psum, axis=1)
     spread_psum = nl.ndarray((pmax, rows), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_matmul(
-        dst=spread_psum, stationary=maximum.broadcast(1, pmax), moving=identity[0:rows, 0:rows], accumulate=False
+        dst=spread_psum,
+        stationary=maximum.broadcast(1, pmax),
+        moving=identity[0:rows, 0:rows],
+        accumulate=False,
     )
     nisa.tensor_tensor(
         dst=scores, data1=scores, data2=spread_psum.expand_dim(1).broadcast(1, chunks), op=nl.subtract
@@ -187,7 +190,8 @@ def weigh_values(weights, v_cache, first_batch, batch):
         for first_chunk in range(0, chunks, block_chunks):
             end_chunk = min(first_chunk + block_chunks, chunks)
             end_slot = min(end_chunk * pmax, slots)
-            v_sbuf = load_values(v_cache, first_batch + b, first_chunk * pmax, end_slot, end_chunk - first_chunk)
+            first_slot = first_chunk * pmax
+            v_sbuf = load_values(v_cache, first_batch + b, first_slot, end_slot, end_chunk - first_chunk)
             for chunk in range(first_chunk, end_chunk):
                 filled = min(pmax, slots - chunk * pmax)
                 for g in range(kv_heads):
@@ -211,12 +215,15 @@ def attention_decode(q, k_cache, v_cache, positions, scale):
         v_cache: [B, G, C, D] @ HBM, dtype of q.
         positions: [B] int32 @ HBM, each in 0..C-1. Slots beyond may hold any finite values.
         scale: multiplies the scores (before softmax).
-    Returns: [B, Q, D] @ HBM, dtype of q. Scores, softmax and sums are f32; the weights are rounded to q's dtype.
+    Returns: [B, Q, D] @ HBM, dtype of q.
+    Accuracy: scores, softmax and sums are f32; the weights are rounded to q's dtype before they meet v.
     """
     batch, query_heads, head_dim = q.shape
     kv_heads, slots = k_cache.shape[1], k_cache.shape[3]
     pmax = nl.tile_size.pmax
-    assert query_heads % kv_heads == 0, f"attention_decode: {query_heads} query heads over {kv_heads} key heads"
+    assert query_heads % kv_heads == 0, (
+        f"attention_decode: {query_heads} query heads over {kv_heads} key heads"
+    )
     assert query_heads <= pmax, f"attention_decode: {query_heads} query heads, at most {pmax}"
     assert head_dim <= pmax, f"attention_decode: head dimension {head_dim}, at most {pmax}"
 

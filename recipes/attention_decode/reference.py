@@ -1,4 +1,4 @@
-"""Attention of one token over a key/value cache in plain torch, with the casts of transformers' eager attention."""
+"""Attention of one token over a key/value cache in plain torch, with the casts of eager attention."""
 
 import torch
 
@@ -6,7 +6,10 @@ import torch
 def attention_decode(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, positions: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Returns [B, Q, D]: q [B, Q, D] attends to slots 0..positions[b] of k_cache [B, G, D, C], v_cache [B, G, C, D]."""
+    """Returns [B, Q, D]: each q [B, Q, D] attends to cache slots 0..positions[b].
+
+    k_cache is [B, G, D, C], v_cache [B, G, C, D].
+    """
     batch, query_heads, head_dim = q.shape
     kv_heads, slots = k_cache.shape[1], k_cache.shape[3]
     grouped = q.reshape(batch, kv_heads, query_heads // kv_heads, head_dim)

@@ -1,10 +1,11 @@
 """Causal grouped-query attention over a whole prompt, flash style: scores never leave the chip.
 
-Queries lie on the partitions: a row block is up to 128 (head, query) pairs that share one key/value head. Keys and
-values of as many heads as fit stay in SBUF, K transposed once. Scores of up to 1024 keys are computed into PSUM and
-consumed there: maximum by VectorE, exponential and sum by ScalarE. Longer prompts carry a running maximum and sum
-from one key block to the next (online softmax). Keys after the diagonal are never touched, and only the diagonal
-chunk is masked. With few keys, several row blocks go through each instruction together (a wave).
+Queries lie on the partitions: a row block is up to 128 (head, query) pairs that share one key/value head.
+Keys and values of as many heads as fit stay in SBUF, K transposed once. Scores of up to 1024 keys are
+computed into PSUM and consumed there: maximum by VectorE, exponential and sum by ScalarE. Longer prompts
+carry a running maximum and sum from one key block to the next (online softmax). Keys after the diagonal are
+never touched, and only the diagonal chunk is masked. With few keys, several row blocks go through each
+instruction: a wave.
 
 Legend: B = batch, S = sequence, Q = query heads, G = key/value heads, R = Q / G, D = head dimension,
 chunk = 128 keys, rows = heads of a row block x queries of a tile.
@@ -29,7 +30,7 @@ def item_bytes(tensor):
 
 
 def heads_per_block(group, queries):
-    """Returns how many heads of a group lie side by side on the partitions: the largest divisor that fits."""
+    """Returns how many heads of a group share the partitions: the largest divisor of it that fits."""
     heads = 1
     for divisor in range(1, group + 1):
         if group % divisor == 0 and divisor * queries <= nl.tile_size.pmax:
@@ -162,7 +163,7 @@ def exponentiate(scores, maximum, scale, dtype):
 
 
 def weigh_values(weights, key_heads, values, first_key):
-    """Returns weights @ values [rows, wave, D] @ PSUM, f32, for weights [rows, wave, keys] that start at first_key."""
+    """Returns weights [rows, wave, keys] @ values, [rows, wave, D] @ PSUM, f32; keys begin at first_key."""
     rows, wave, width = weights.shape
     pmax = nl.tile_size.pmax
     first_chunk, whole = first_key // pmax, width // pmax
@@ -180,7 +181,7 @@ def weigh_values(weights, key_heads, values, first_key):
 
 
 def add_products(out, weights, key_heads, values, accumulate):
-    """Multiplies weights [rows, wave, chunks, keys] with values [keys, chunks, g, D] into out [rows, wave, D] @ PSUM.
+    """Multiplies weights [rows, wave, chunks, keys] by values [keys, chunks, g, D] into out [rows, wave, D].
 
     The weights are transposed a PSUM bank full at a time. The first product overwrites unless `accumulate`.
     """
@@ -223,6 +224,7 @@ def attend(q_blocks, key_heads, keys, values, first_query, mask, scale, out_sbuf
     head_dim = values.shape[3]
     end_query = first_query + mask.shape[1]
 
+    maximum, total, accumulator = None, None, None  # running state, set by the first key block
     for first_key in range(0, end_query, KEY_BLOCK):
         end_key = min(first_key + KEY_BLOCK, end_query)
         scores = compute_scores(q_blocks, key_heads, keys, first_key, end_key)
@@ -291,12 +293,15 @@ def attention_prefill(q, k, v, scale):
         q: [B, S, Q, D] @ HBM, f32 or bf16; Q a multiple of G, D <= 128.
         k, v: [B, S, G, D] @ HBM, dtype of q. S up to 12288 in f32 and 24576 in bf16 for D = 128.
         scale: multiplies the scores (before softmax); positive.
-    Returns: [B, S, Q, D] @ HBM, dtype of q. Scores, softmax and sums are f32; the weights are rounded to q's dtype.
+    Returns: [B, S, Q, D] @ HBM, dtype of q.
+    Accuracy: scores, softmax and sums are f32; the weights are rounded to q's dtype before they meet v.
     """
     batch, tokens, query_heads, head_dim = q.shape
     kv_heads = k.shape[2]
     pmax = nl.tile_size.pmax
-    assert query_heads % kv_heads == 0, f"attention_prefill: {query_heads} query heads over {kv_heads} key heads"
+    assert query_heads % kv_heads == 0, (
+        f"attention_prefill: {query_heads} query heads over {kv_heads} key heads"
+    )
     assert head_dim <= pmax, f"attention_prefill: head dimension {head_dim}, at most {pmax}"
     group = query_heads // kv_heads
 
@@ -313,7 +318,7 @@ def attention_prefill(q, k, v, scale):
 
 
 def attend_heads(out_hbm, q_hbm, keys, values, masks, scale):
-    """Writes the attention of q [S, g x R, D] @ HBM over the resident keys [D, g, S] and values to out_hbm."""
+    """Writes the attention of q [S, g x R, D] @ HBM over the resident keys and values to out_hbm."""
     tokens, query_heads, head_dim = q_hbm.shape
     group = query_heads // keys.shape[1]
     pmax = nl.tile_size.pmax
@@ -332,7 +337,7 @@ def attend_heads(out_hbm, q_hbm, keys, values, masks, scale):
         transpose_blocks(q_blocks, q_rows)
 
         out_rows = nl.ndarray((rows, blocks, head_dim), dtype=out_hbm.dtype, buffer=nl.sbuf)
-        # Scores and products of a wave each fit one PSUM bank, except for a single block, which may take more.
+        # Scores and products of a wave each fit one PSUM bank; a single block may take more.
         bank = nl.tile_size.psum_bank_fmax
         wave = max(1, min(bank // end_query, bank // head_dim, blocks))
         for first in range(0, blocks, wave):

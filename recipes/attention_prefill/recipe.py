@@ -1,10 +1,11 @@
 """Causal grouped-query attention over a whole prompt.
 
-Computes softmax(scale * q k^T + causal mask) v for every query head, with query heads in equal groups per key/value
-head (multi-head, grouped-query and multi-query attention alike). Scores never leave the chip.
+Computes softmax(scale * q k^T + causal mask) v for every query head, with query heads in equal groups per
+key/value head (multi-head, grouped-query and multi-query attention alike). Scores never leave the chip.
 
-Matches calls that transformers routes through its AttentionInterface with plain causal masking: no sliding window,
-soft cap, sinks or position bias, equal head dimensions of keys and values up to 128, and as many keys as queries.
+Matches calls that transformers routes through its AttentionInterface with plain causal masking: no sliding
+window, soft cap, sinks or position bias, equal head dimensions of keys and values up to 128, and as many
+keys as queries.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from typing import Any
 from neuron_port.recipe import Binding, Case, Recipe, Tolerance
 
 MAX_HEAD_DIM = 128  # partitions of TensorE, over which q k^T contracts
-# What makes attention other than plain causal, as call arguments or as module attributes. A value of None is "off".
+# Arguments of the call, or attributes of the module, that ask for more than causal masking unless they are
+# None.
 VARIANTS = (
-    "sliding_window", "softcap", "attn_logit_softcapping", "logits_soft_cap", "sinks", "s_aux", "position_bias",
-    "alibi", "head_mask", "chunk_size", "cu_seq_lens_q",
+    "sliding_window", "softcap", "attn_logit_softcapping", "logits_soft_cap", "sinks", "s_aux",
+    "position_bias", "alibi", "head_mask", "chunk_size", "cu_seq_lens_q",
 )  # fmt: skip
 
 
 def bind(call: Any) -> Binding | None:
     """Returns a Binding with `scale` for q [B, Q, S, D], k and v [B, G, S, D], plain causal; else None."""
-    if len(call.inputs) not in (3, 4):  # the fourth is the mask, which the numeric probe compares
+    if len(call.inputs) != 3:  # a mask, sinks or a position bias among them: not plain
         return None
-    q, k, v = (spec.shape for spec in call.inputs[:3])
+    q, k, v = (spec.shape for spec in call.inputs)
     if len(q) != 4 or len(k) != 4 or k != v:
         return None
     batch, query_heads, sequence, head_dim = q
@@ -39,11 +41,14 @@ def bind(call: Any) -> Binding | None:
 
 
 def is_plain_causal(call: Any) -> bool:
-    """Returns whether neither the call's attributes nor its module ask for more than causal masking."""
+    """Returns whether neither the call's attributes nor its module ask for more than causal masking.
+
+    The walker marks tensors among the keyword arguments as attributes `tensor:<name>`.
+    """
     for name in VARIANTS:
         if call.attributes.get(name) is not None or getattr(call.module, name, None) is not None:
             return False
-    if call.attributes.get("dropout"):
+    if call.attributes.get("dropout") or any(name.startswith("tensor:") for name in call.attributes):
         return False
     causal = call.attributes.get("is_causal")
     return bool(getattr(call.module, "is_causal", True) if causal is None else causal)
@@ -62,7 +67,7 @@ def forward(
 ) -> tuple[Any, None]:
     """Returns (output [B, S, Q, D], None) for query [B, Q, S, D], key and value [B, G, S, D].
 
-    The model makes these by transposing [B, S, heads, D]; transposing back gives the contiguous tensor for free.
+    The model makes these by transposing [B, S, heads, D]; transposing back gives the contiguous tensor free.
     """
     q, k, v = (tensor.transpose(1, 2).contiguous() for tensor in (query, key, value))
     return operator(q, k, v, scale=attributes["scale"]), None
@@ -107,7 +112,7 @@ RECIPE = Recipe(
         _case("130 tokens", "tail", B=1, S=130, Q=4, G=2, D=64),
         _case("577 tokens, one key head", "tail", B=1, S=577, Q=3, G=1, D=20),
         _case("tiny values", "stress", scale=1e-3, B=1, S=160, Q=4, G=2, D=64),
-        _case("large values", "stress", scale=30.0, B=1, S=160, Q=4, G=2, D=64),
+        _case("large values", "stress", scale=6.0, B=1, S=160, Q=4, G=2, D=64),
         _case("several key blocks", "large", B=1, S=1100, Q=2, G=1, D=64),
     ),
 )

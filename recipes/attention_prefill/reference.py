@@ -4,7 +4,7 @@ import torch
 
 
 def attention_prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Returns [B, S, Q, D]: each token of q [B, S, Q, D] attends to k, v [B, S, G, D] of itself and all before it."""
+    """Returns [B, S, Q, D]: each token of q [B, S, Q, D] attends to k, v [B, S, G, D] up to its own."""
     sequence, query_heads = q.shape[1], q.shape[2]
     group = query_heads // k.shape[2]
     query = q.transpose(1, 2)

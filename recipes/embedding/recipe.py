@@ -18,7 +18,9 @@ INTEGERS = ("int32", "int64")
 def bind(call: Any) -> Binding | None:
     """Accept a module with one 2-D parameter `weight` that is called with integer ids."""
     module = call.module
-    if call.operation != "module" or module is None or len(call.inputs) != 1 or call.inputs[0].dtype not in INTEGERS:
+    if call.operation != "module" or module is None:
+        return None
+    if len(call.inputs) != 1 or call.inputs[0].dtype not in INTEGERS:
         return None
     if [name for name, _ in module.named_parameters()] != ["weight"] or module.weight.ndim != 2:
         return None

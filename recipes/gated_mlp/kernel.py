@@ -1,10 +1,10 @@
 """Gated MLP, (silu(x @ gate) * (x @ up)) @ down, without a transpose of the hidden activation.
 
-Legend: T = tokens, H = hidden, I = intermediate, N = output features, P = partitions, J = chunks of P features.
+Legend: T = tokens, H = hidden, I = intermediate, N = output features, P = partitions, J = chunks of features.
 
-Many tokens: weights are `stationary`, so that gate and up come out transposed, with I on partitions, which is how the
-down projection wants its input. Few tokens (decode): weights are `moving`, 512 columns per instruction instead of 128,
-and the few rows of the hidden activation are dealt to the partitions by a DMA.
+Many tokens: weights are `stationary`, so that gate and up come out transposed, with I on partitions, which is
+how the down projection wants its input. Few tokens (decode): weights are `moving`, 512 columns a time instead
+of 128, and the few rows of the hidden activation are dealt to the partitions by DMAs.
 """
 
 import nki
@@ -69,7 +69,7 @@ def even_partitions(features):
 
 
 def tokens_per_block(hidden, intermediate, item_bytes):
-    """Return how many tokens share one pass over the weights: bounded by SBUF and by the width of `moving`."""
+    """Return how many tokens share one pass over the weights: what fits SBUF, and the width of `moving`."""
     fits = RESIDENT_BYTES // ((chunk_count(hidden) + chunk_count(intermediate)) * item_bytes)
     if fits > P:
         fits = fits - fits % P
@@ -80,7 +80,7 @@ def tokens_per_block(hidden, intermediate, item_bytes):
 
 
 def load_interleaved(x, partitions):
-    """Return x^T for few tokens: partition p holds features p * J to p * J + J - 1, which lie together in HBM."""
+    """Return x^T for few tokens: partition p holds features p * J to p * J + J - 1, neighbours in HBM."""
     tokens, features = x.shape
     run = features // partitions
     x_PTJ = nl.ndarray((partitions, tokens, run), dtype=x.dtype, buffer=nl.sbuf)
@@ -91,14 +91,15 @@ def load_interleaved(x, partitions):
 def deal_rows(rows_sbuf, partitions):
     """Return the transpose of rows [T, I] @ SBUF in the layout of `load_interleaved`: one DMA per token."""
     tokens, features = rows_sbuf.shape
-    dealt_PTJ = nl.ndarray((partitions, tokens, features // partitions), dtype=rows_sbuf.dtype, buffer=nl.sbuf)
+    run = features // partitions
+    dealt_PTJ = nl.ndarray((partitions, tokens, run), dtype=rows_sbuf.dtype, buffer=nl.sbuf)
     for token in range(tokens):
         nisa.dma_copy(dst=dealt_PTJ[:, token, :], src=rows_sbuf[token : token + 1, :])
     return dealt_PTJ.permute((0, 2, 1))
 
 
 def load_transposed(x):
-    """Return x^T with feature j * P + p in chunk j of partition p, transposed by TensorE. H may leave a tail."""
+    """Return x^T, transposed by TensorE: feature j * P + p is in chunk j of partition p. Any H."""
     tokens, features = x.shape
     x_PJT = nl.ndarray((P, chunk_count(features), tokens), dtype=x.dtype, buffer=nl.sbuf)
     stage = STAGE_BYTES // element_bytes(x)
@@ -138,8 +139,8 @@ def transpose_chunks(dst_PJT, rows_sbuf):
 def weight_pieces(weight, width, partitions):
     """Cut the rows of weight [K, N] into what one DMA loads: a list of (first chunk, view [rows, chunks, N]).
 
-    The rows of a chunk are those of the transposed activation: J apart on so many partitions (interleaved), or, if
-    partitions is 0, P neighbours.
+    The rows of a chunk are those of the transposed activation: rows J apart on so many partitions, or P
+    neighbours if `partitions` is 0.
     """
     features, columns = weight.shape
     chunks = features // P
@@ -148,7 +149,8 @@ def weight_pieces(weight, width, partitions):
         weight_PJN = weight.reshape((partitions, chunks, columns))
     elif chunks > 0:
         weight_PJN = weight[0 : chunks * P, :].reshape((chunks, P, columns)).permute((1, 0, 2))
-    together = max(1, STREAM_BYTES // (width * element_bytes(weight)))
+    stream = STREAM_BYTES if partitions == 0 else 2 * STREAM_BYTES  # few tokens leave more SBUF to the weights
+    together = max(1, stream // (width * element_bytes(weight)))
     pieces = []
     for first in range(0, chunks, together):
         pieces.append((first, weight_PJN[:, first : min(first + together, chunks), :]))
@@ -191,7 +193,7 @@ def activate_rows(x, gate, up):
 
 
 def activate_columns(x_PJT, gate, up):
-    """Return (silu(x @ gate) * (x @ up))^T as [P, J, T] @ SBUF, feature j * P + p in chunk j of partition p."""
+    """Return (silu(x @ gate) * (x @ up))^T as [P, J, T] @ SBUF, in the layout of `load_transposed`."""
     tokens = x_PJT.shape[2]
     intermediate = gate.shape[1]
     width = ROW_BYTES // element_bytes(gate)
@@ -221,7 +223,7 @@ def run_of(hidden_PJT, first_chunk, run):
 
 
 def chunk_runs(width):
-    """Cut columns into pairs of chunks that leave PSUM together: a list of (first chunk, chunks, rows of each)."""
+    """Cut columns into pairs of chunks that leave PSUM together: a list of (first chunk, chunks, rows)."""
     runs = []
     full = width // P
     for chunk in range(0, full, 2):
@@ -263,7 +265,8 @@ def project(out, hidden_PJT, weight, partitions):
     """Write hidden @ weight for one block of tokens. Each weight is loaded once."""
     tokens, columns = out.shape
     tiles = (tokens + P - 1) // P
-    banks = max(ROW_BYTES // element_bytes(weight) // BANK, BANKS // 2 // tiles)  # half of PSUM drains meanwhile
+    row_banks = ROW_BYTES // element_bytes(weight) // BANK
+    banks = max(row_banks, BANKS // 2 // tiles)  # half of PSUM fills while half drains
     width = min(banks * BANK, columns)
     pieces = weight_pieces(weight, width, partitions)
     for start in range(0, columns, width):

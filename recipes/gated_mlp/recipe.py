@@ -1,7 +1,7 @@
 """Gated MLP with silu (SwiGLU): three bias-free projections, (silu(x @ gate) * (x @ up)) @ down.
 
-Matches modules whose only parameters are three 2-D weights of children, two [I, H] and one [N, I], called with one
-tensor of H features. Names say which is gate and which is up; the numeric probe decides whether that is so.
+Matches modules whose only parameters are three 2-D weights of children, two [I, H] and one [N, I], called
+with one tensor of H features. Names say which is gate and which is up; the numeric probe decides.
 Any T; float32 and bfloat16. Sizes: T = tokens, H = hidden, I = intermediate, N = output features.
 """
 
@@ -17,35 +17,34 @@ ROLE_NAMES = {"gate": ("gate", "w1", "wi_0"), "up": ("up", "w3", "wi_1"), "down"
 
 
 def bind(call: Any) -> Binding | None:
-    """Accept a module with three bias-free linear children whose shapes can be a gate, an up and a down projection."""
+    """Accept a module with three bias-free linear children that can be gate, up and down projection."""
     module = call.module
     if call.operation != "module" or module is None or len(call.inputs) != 1:
         return None
-    if call.inputs[0].dtype not in RECIPE.dtypes:
+    x = call.inputs[0]
+    shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
+    linear = all(name.endswith(".weight") and len(shape) == 2 for name, shape in shapes.items())
+    if x.dtype not in RECIPE.dtypes or len(shapes) != 3 or not linear:
         return None
-    weights = dict(module.named_parameters())
-    if len(weights) != 3 or any(not name.endswith(".weight") or weight.ndim != 2 for name, weight in weights.items()):
+    roles = assign_roles(shapes, x.shape[-1])
+    gate, up, down = (shapes[roles[role]] for role in ROLE_NAMES)
+    if gate != up or gate[1] != x.shape[-1] or down[1] != gate[0]:
         return None
-    roles = assign_roles(list(weights))
-    gate, up, down = (weights[roles[role]] for role in ROLE_NAMES)
-    fits = gate.shape == up.shape and gate.shape[1] == call.inputs[0].shape[-1] and down.shape[1] == gate.shape[0]
-    if not fits:
-        return None
-    return Binding(weights={role: WeightSource(name=roles[role], transform="transpose") for role in ROLE_NAMES})
+    sources = {role: WeightSource(name=name, transform="transpose") for role, name in roles.items()}
+    return Binding(weights=sources)
 
 
-def assign_roles(names: list[str]) -> dict[str, str]:
-    """Roles by the parts of the names; names that say nothing take the roles that are left, in their own order."""
-    roles: dict[str, str] = {}
+def assign_roles(shapes: dict[str, tuple[int, ...]], hidden: int) -> dict[str, str]:
+    """Roles by parts of the names; names that say nothing take the rest in order, down by its shape."""
+    said: dict[str, str] = {}
     for role, parts in ROLE_NAMES.items():
-        said = [name for name in names if name not in roles.values() and any(part in name.lower() for part in parts)]
-        if len(said) == 1:
-            roles[role] = said[0]
-    rest = [name for name in names if name not in roles.values()]
-    for role in ROLE_NAMES:
-        if role not in roles:
-            roles[role] = rest.pop(0)
-    return roles
+        free = [name for name in shapes if name not in said.values()]
+        named = [name for name in free if any(part in name.lower() for part in parts)]
+        if len(named) == 1:
+            said[role] = named[0]
+    rest = [name for name in shapes if name not in said.values()]
+    rest.sort(key=lambda name: shapes[name][1] != hidden)  # stable; only down reads other than H features
+    return {role: said.get(role) or rest.pop(0) for role in ROLE_NAMES}
 
 
 def forward(operator: Any, weights: Any, attributes: Any, hidden: Any) -> Any:

@@ -1,9 +1,9 @@
 """Linear layer: x is transposed once and stays in SBUF, the weights stream past it once per block of tokens.
 
-Legend: T = tokens, K = input features, N = output features, P = partitions, J = chunks of P input features.
+Legend: T = tokens, K = input features, N = output features, P = partitions, J = chunks of input features.
 
-Each chunk of x^T is `stationary` while up to 2048 columns of the weights move through TensorE. The sums over K stay
-in PSUM until they are complete.
+Each chunk of x^T is `stationary` while up to 2048 columns of the weights move through TensorE. The sums over
+K stay in PSUM until they are complete.
 """
 
 import nki
@@ -59,7 +59,7 @@ def even_partitions(features):
 
 
 def tokens_per_block(features, item_bytes):
-    """Return how many tokens share one pass over the weights: bounded by SBUF for x^T and by PSUM for the sums."""
+    """Return how many tokens share one pass over the weights: SBUF bounds x^T, PSUM bounds the sums."""
     chunks = (features + P - 1) // P
     fits = RESIDENT_BYTES // (chunks * item_bytes)
     if fits > P:
@@ -73,7 +73,7 @@ def least_banks(item_bytes):
 
 
 def load_interleaved(x, partitions):
-    """Return x^T for few tokens: partition p holds features p * J to p * J + J - 1, which lie together in HBM."""
+    """Return x^T for few tokens: partition p holds features p * J to p * J + J - 1, neighbours in HBM."""
     tokens, features = x.shape
     run = features // partitions
     x_PTJ = nl.ndarray((partitions, tokens, run), dtype=x.dtype, buffer=nl.sbuf)
@@ -82,7 +82,7 @@ def load_interleaved(x, partitions):
 
 
 def load_transposed(x):
-    """Return x^T with feature j * P + p in chunk j of partition p, transposed by TensorE. K may leave a tail."""
+    """Return x^T, transposed by TensorE: feature j * P + p is in chunk j of partition p. Any K."""
     tokens, features = x.shape
     x_PJT = nl.ndarray((P, (features + P - 1) // P, tokens), dtype=x.dtype, buffer=nl.sbuf)
     stage = STAGE_BYTES // element_bytes(x)
@@ -119,8 +119,8 @@ def transpose_chunks(dst_PJT, rows_sbuf):
 def weight_pieces(weight, width, partitions):
     """Cut the rows of weight [K, N] into what one DMA loads: a list of (first chunk, view [rows, chunks, N]).
 
-    The rows of a chunk are those of the transposed activation: J apart on so many partitions (interleaved), or, if
-    partitions is 0, P neighbours.
+    The rows of a chunk are those of the transposed activation: rows J apart on so many partitions, or P
+    neighbours if `partitions` is 0.
     """
     features, columns = weight.shape
     chunks = features // P
@@ -142,7 +142,8 @@ def project(out, x_PJT, weight, bias, partitions):
     """Write x @ weight + bias for one block of tokens. Each weight is loaded once."""
     tokens, columns = out.shape
     tiles = (tokens + P - 1) // P
-    banks = max(least_banks(element_bytes(weight)), BANKS // 2 // tiles)  # half of PSUM drains while half fills
+    row_banks = least_banks(element_bytes(weight))
+    banks = max(row_banks, BANKS // 2 // tiles)  # half of PSUM fills while half drains
     width = min(banks * BANK, columns)
     pieces = weight_pieces(weight, width, partitions)
     for start in range(0, columns, width):
@@ -161,7 +162,7 @@ def project(out, x_PJT, weight, bias, partitions):
 
 
 def accumulate(sums, x_PJT, first_chunk, weight_hbm):
-    """Load [rows, chunks, columns] of the weights and add their products with x to the sums of every token tile."""
+    """Load weights [rows, chunks, columns] and add their products with x to the sums of every P tokens."""
     rows, chunks, columns = weight_hbm.shape
     tokens = x_PJT.shape[2]
     weight_sbuf = nl.ndarray((rows, chunks, columns), dtype=weight_hbm.dtype, buffer=nl.sbuf)
@@ -180,7 +181,7 @@ def accumulate(sums, x_PJT, first_chunk, weight_hbm):
 
 
 def accumulate_bias(sums, bias_hbm):
-    """Add the bias to every row as one more product, with a column of ones: nothing is copied to all partitions."""
+    """Add the bias to every row as one more product, with ones: no copy of it for each partition."""
     columns = bias_hbm.shape[0]
     bias_sbuf = nl.ndarray((1, columns), dtype=bias_hbm.dtype, buffer=nl.sbuf)
     ones_sbuf = nl.ndarray((1, P), dtype=bias_hbm.dtype, buffer=nl.sbuf)

@@ -1,7 +1,7 @@
 """Linear layer with or without bias: projections of attention, language model heads, routers.
 
-Matches modules whose parameters are a 2-D `weight` [N, K] and perhaps a 1-D `bias` [N], called with one floating
-point tensor of K features. The kernel wants the weight as [K, N]: it is transposed once, when it is loaded.
+Matches modules whose parameters are a 2-D `weight` [N, K] and perhaps a 1-D `bias` [N], called with one
+tensor of K features. The kernel wants the weight as [K, N]: it is transposed once, when it is loaded.
 Any size; float32 and bfloat16. Sizes: T = tokens, K = input features, N = output features.
 """
 
@@ -23,7 +23,9 @@ def bind(call: Any) -> Binding | None:
     if x.dtype not in RECIPE.dtypes or set(parameters) not in ({"weight"}, {"weight", "bias"}):
         return None
     weight, bias = parameters["weight"], parameters.get("bias")
-    if weight.ndim != 2 or weight.shape[1] != x.shape[-1] or (bias is not None and bias.shape != weight.shape[:1]):
+    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
+        return None
+    if bias is not None and bias.shape != weight.shape[:1]:
         return None
     weights = {"weight": WeightSource(name="weight", transform="transpose")}
     if bias is not None:

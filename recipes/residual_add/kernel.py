@@ -48,7 +48,7 @@ def even_partitions(size):
 
 
 def add_evenly(out_flat, x_flat, y_flat, partitions):
-    """Add flat tensors: partition p owns the contiguous run [p * F, (p + 1) * F), so DMA rows are long for any H."""
+    """Add flat tensors: partition p owns the run [p * F, (p + 1) * F), so DMA rows are long for any H."""
     run = x_flat.shape[0] // partitions
     x_PF = x_flat.reshape((partitions, run))
     y_PF = y_flat.reshape((partitions, run))

@@ -1,4 +1,4 @@
-"""Root mean square normalisation, in two layouts: features on partitions for decode, tokens on partitions else.
+"""Root mean square normalisation: features on partitions for a few tokens, else tokens on partitions.
 
 Legend: T = tokens, H = hidden, P = partitions, C = H / P (features per partition).
 """
@@ -118,7 +118,12 @@ def scale_by(x_sbuf, scale_sbuf, gamma_sbuf):
     """Turn x into x * scale * gamma, with the product x * scale rounded to the dtype of x before gamma."""
     if x_sbuf.dtype == nl.float32:  # nothing to round in between: one instruction
         nisa.scalar_tensor_tensor(
-            dst=x_sbuf, data=x_sbuf, op0=nl.multiply, operand0=scale_sbuf, op1=nl.multiply, operand1=gamma_sbuf
+            dst=x_sbuf,
+            data=x_sbuf,
+            op0=nl.multiply,
+            operand0=scale_sbuf,
+            op1=nl.multiply,
+            operand1=gamma_sbuf,
         )
     else:
         nisa.activation(dst=x_sbuf, op=nl.copy, data=x_sbuf, scale=scale_sbuf)

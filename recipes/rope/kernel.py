@@ -1,8 +1,8 @@
 """Rotary position embedding of queries and keys: out = x * cos + rotate_half(x) * sin.
 
-Tokens lie on the partitions and all heads of a token in the free dimension, so one instruction serves every query
-and key head at once, with cos and sin read through stride-0 views. When there are fewer tokens than partitions
-(decoding), the heads of a token are spread over several partitions.
+Tokens lie on the partitions and all heads of a token in the free dimension, so one instruction serves every
+query and key head at once, with cos and sin read through stride-0 views. When there are fewer tokens than
+partitions (decoding), the heads of a token are spread over several partitions.
 
 Legend: T = tokens (batch x sequence), Q = query heads, G = key heads, D = head dimension.
 """
@@ -13,13 +13,13 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-# Elements of one row (heads x D) that are worked on at once: three float32 tiles of 24 KiB per partition, so that
-# two row tiles can be in flight.
+# Elements of one row (heads x D) that are worked on at once: three float32 tiles of 24 KiB per partition, so
+# that two row tiles can be in flight.
 ROW_ELEMENTS = 6144
 
 
 def partitions_per_token(tokens, query_heads, key_heads):
-    """Returns over how many partitions the heads of one token are spread: a common divisor of both head counts."""
+    """Returns over how many partitions the heads of a token are spread: a divisor of both head counts."""
     common = math.gcd(query_heads, key_heads)
     best = 1
     for split in range(1, common + 1):
@@ -71,12 +71,14 @@ def rope(q, k, cos, sin):
     key_heads = k.shape[2]
     tokens = batch * sequence
     assert head_dim % 2 == 0, f"rope: head dimension {head_dim} is odd, half rotation needs an even one"
-    assert cos.shape[2] == head_dim, f"rope: cos covers {cos.shape[2]} of {head_dim} dimensions: must cover all"
+    assert cos.shape[2] == head_dim, (
+        f"rope: cos covers {cos.shape[2]} of {head_dim} dimensions: must cover all"
+    )
 
     q_out = nl.ndarray(q.shape, dtype=q.dtype, buffer=nl.shared_hbm)
     k_out = nl.ndarray(k.shape, dtype=k.dtype, buffer=nl.shared_hbm)
 
-    # A row is one partition: `split` rows per token, each with the same number of query heads and of key heads.
+    # A row is one partition: `split` rows per token, each with as many query heads and as many key heads.
     split = partitions_per_token(tokens, query_heads, key_heads)
     q_heads, k_heads = query_heads // split, key_heads // split
     q_rows = q.reshape((tokens * split, q_heads, head_dim))
@@ -104,19 +106,18 @@ def rope(q, k, cos, sin):
 
         for first_head in range(0, heads, heads_per_block):
             end_head = min(first_head + heads_per_block, heads)
-            q_count = max(0, min(end_head, q_heads) - first_head)
+            queries = max(0, min(end_head, q_heads) - first_head)
+            q_part = slice(first_head, first_head + queries)
+            k_part = slice(max(0, first_head - q_heads), end_head - q_heads)
             x_sbuf = nl.ndarray((rows, end_head - first_head, head_dim), dtype=q.dtype, buffer=nl.sbuf)
-            if q_count > 0:
-                nisa.dma_copy(dst=x_sbuf[:, 0:q_count], src=q_rows[first:end, first_head : first_head + q_count])
-            if end_head > q_heads:
-                k_range = slice(max(0, first_head - q_heads), end_head - q_heads)
-                nisa.dma_copy(dst=x_sbuf[:, q_count:], src=k_rows[first:end, k_range])
 
+            if queries > 0:
+                nisa.dma_copy(dst=x_sbuf[:, 0:queries], src=q_rows[first:end, q_part])
+            if end_head > q_heads:
+                nisa.dma_copy(dst=x_sbuf[:, queries:], src=k_rows[first:end, k_part])
             rotate(x_sbuf, cos_sbuf, sin_sbuf)
-
-            if q_count > 0:
-                nisa.dma_copy(dst=q_out_rows[first:end, first_head : first_head + q_count], src=x_sbuf[:, 0:q_count])
+            if queries > 0:
+                nisa.dma_copy(dst=q_out_rows[first:end, q_part], src=x_sbuf[:, 0:queries])
             if end_head > q_heads:
-                k_range = slice(max(0, first_head - q_heads), end_head - q_heads)
-                nisa.dma_copy(dst=k_out_rows[first:end, k_range], src=x_sbuf[:, q_count:])
+                nisa.dma_copy(dst=k_out_rows[first:end, k_part], src=x_sbuf[:, queries:])
     return q_out, k_out

@@ -1,11 +1,11 @@
 """Rotary position embedding: rotates queries and keys by their positions, as nearly all decoders do.
 
-Computes `x * cos + rotate_half(x) * sin` for every query and key head, where `rotate_half` swaps the two halves of
-the head and negates the first. Tables of any kind (plain, Llama 3, YaRN, dynamic) fit, because cos and sin come in
-as tensors.
+Computes `x * cos + rotate_half(x) * sin` for every query and key head, where `rotate_half` swaps the two
+halves of the head and negates the first. Tables of any kind (plain, Llama 3, YaRN, dynamic) fit, because
+cos and sin come in as tensors.
 
-Matches calls of `apply_rotary_pos_emb(q, k, cos, sin)` with heads on axis 1 and tables that cover the whole head.
-Partial and interleaved rotations are refused: by shape where it shows, by the numeric probe otherwise.
+Matches calls of `apply_rotary_pos_emb(q, k, cos, sin)` with heads on axis 1 and tables that cover the whole
+head. Partial and interleaved rotations are refused: by shape where it shows, by the numeric probe otherwise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def forward(
 ) -> tuple[Any, Any]:
     """Returns q [B, Q, S, D] and k [B, G, S, D] rotated.
 
-    The model makes these by transposing [B, S, heads, D]; transposing back gives the contiguous tensor for free.
+    The model makes these by transposing [B, S, heads, D]; transposing back gives the contiguous tensor free.
     """
     batch = q.shape[0]
     q_rotated, k_rotated = operator(

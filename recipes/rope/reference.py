@@ -1,4 +1,4 @@
-"""Rotary position embedding in plain torch, in the order and dtypes of transformers' `apply_rotary_pos_emb`."""
+"""Rotary position embedding in plain torch, with the order and dtypes of `apply_rotary_pos_emb`."""
 
 import torch
 
@@ -6,7 +6,7 @@ import torch
 def rope(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns q [B, S, Q, D] and k [B, S, G, D] rotated by cos and sin [B, S, D]; arithmetic in the inputs' dtype."""
+    """Returns q [B, S, Q, D] and k [B, S, G, D] rotated by cos and sin [B, S, D], in the inputs' dtype."""
     cos_heads, sin_heads = cos.unsqueeze(2), sin.unsqueeze(2)
     q_rotated = (q * cos_heads) + (_rotate_half(q) * sin_heads)
     k_rotated = (k * cos_heads) + (_rotate_half(k) * sin_heads)

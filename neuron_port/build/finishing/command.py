@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -188,6 +189,9 @@ def device_step(build: Build, options: argparse.Namespace, state: str) -> int:
         )
         say(f"device check skipped: {obstacle}.\nstate: {state} ({confirmed})")
         return OK
+    if failure := report.get("failed"):
+        say(f"device: {failure}.\nstate: {state} (the device did not confirm it)")
+        return PARITY
     done = update_manifest(build, report, instance)
     for graph, result in report["graphs"].items():
         say(f"{graph}: {'agrees with the reference' if result['pass'] else f'DISAGREES: {_worst(result)}'}")
@@ -221,6 +225,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stop as stop:
         say(f"error: {stop.sentence}" + (f"\n  cure: {stop.cure}" if stop.cure else ""))
         return stop.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        say(
+            f"error: {error.strerror}: {error.filename or 'the bundle'}\n"
+            "  cure: make room, or give write access, and run again"
+        )
+        return ENVIRONMENT
     except KeyboardInterrupt:
         say("interrupted; what was finished is kept. Run the same command again to continue.")
         return INTERRUPTED

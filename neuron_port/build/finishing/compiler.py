@@ -61,7 +61,7 @@ def explain(return_code: int, log: str) -> Outcome:
             False,
             0,
             "the compiler was killed: the host ran out of memory",
-            "use --jobs 1, or compile on a host with more memory (any machine will do) and copy the bundle back",
+            "use --jobs 1, or compile on any host with more memory and copy the bundle back",
         )
     if re.search(r"No space left on device|Errno 28", log):
         return Outcome(False, 0, "the disk is full", "free some space, or point --work at a larger disk")

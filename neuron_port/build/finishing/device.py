@@ -51,7 +51,10 @@ def device_obstacle(device_nodes: str, target: str, instance: str, nrtpy_python:
 def check_on_device(
     build: Build, graphs: Sequence[str], nrtpy_python: str, weights: Path | None
 ) -> dict[str, Any]:
-    """Run `finish.py _device` in the nrtpy environment; return its report, or stop."""
+    """Run `finish.py _device` in the nrtpy environment; return its report.
+
+    The report has "graphs", or "problem" (nothing could be tried), or "failed" (the device or nrtpy gave up).
+    """
     folder = build.work / "device"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -66,5 +69,5 @@ def check_on_device(
     status = build.processes.run(command, cwd=folder, environment=os.environ, log=log)
     if status != 0 or not (folder / "result.json").is_file():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
-        return {"problem": f"the run on the device failed with {status}: {lines[-1][:300]} (log: {log})"}
+        return {"failed": f"the run on the device failed with {status}: {lines[-1][:300]} (log: {log})"}
     return dict(read_json(folder / "result.json"))

@@ -156,9 +156,7 @@ def check_compiler_version(compiler: Compiler) -> Compiler:
         sdk, nki = COMPILER_RELEASES[pair]
         say(f"neuronx-cc {compiler.version}: goes with Neuron SDK {sdk} and nki {nki}")
     else:
-        say(
-            f"neuronx-cc {compiler.version}: newer than {newest[0]}.{newest[1]}, the last that this bundle knows"
-        )
+        say(f"neuronx-cc {compiler.version}: newer than {newest[0]}.{newest[1]}, the last known here")
     return compiler
 
 

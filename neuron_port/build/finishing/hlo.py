@@ -12,7 +12,8 @@ from typing import Any
 
 PRIMITIVE_TYPES = {
     1: "bool", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "uint8", 7: "uint16", 8: "uint32",
-    9: "uint64", 10: "float16", 11: "float32", 12: "float64", 16: "bfloat16", 19: "float8_e5m2", 20: "float8_e4m3fn",
+    9: "uint64", 10: "float16", 11: "float32", 12: "float64", 16: "bfloat16", 19: "float8_e5m2",
+    20: "float8_e4m3fn",
 }  # fmt: skip
 TUPLE = 13
 PLACEHOLDER = "neuron_port."
@@ -220,7 +221,7 @@ def placeholders(module: bytes) -> list[Placeholder]:
 
 
 def _call_config(instruction: Instruction) -> dict[str, Any]:
-    """A placeholder's backend_config: {"kernel": sha256 of the source, "entry": name, "attributes": {...}}."""
+    """A placeholder's backend_config: {"kernel": sha256 of its source, "entry": name, "attributes": {}}."""
     try:
         config = json.loads(instruction.backend_config)
         return {"kernel": str(config["kernel"]), "attributes": dict(config["attributes"])}

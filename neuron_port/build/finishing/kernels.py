@@ -162,9 +162,9 @@ def compile_kernel_with_nki(request: Mapping[str, Any]) -> str:
     """Compile one kernel with the SDK's `nki` and return its base64 backend_config.
 
     NOT VERIFIED: no machine with the Neuron SDK has run this function. The calls are those that public users
-    of NKI >= 0.4 make (ZML's kernel compiler, vLLM Neuron): `compile_to_bir` with arrays for tensors and plain
-    values for attributes. Kernels are launched without a grid, hence lnc=1. Whatever goes wrong here costs the
-    kernels, never the bundle: the graph is then compiled from its twin.
+    of NKI >= 0.4 make (ZML's kernel compiler, vLLM Neuron): `compile_to_bir` with arrays for tensors and
+    plain values for attributes. Kernels are launched without a grid, hence lnc=1. Whatever goes wrong here
+    costs the kernels, never the bundle: the graph is then compiled from its twin.
     """
     import importlib.util
     import inspect

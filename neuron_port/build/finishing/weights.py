@@ -14,7 +14,8 @@ class Weights:
 
     # safetensors' name of a dtype -> (its raw bits in NumPy, our name)
     DTYPES = {
-        "F32": ("<f4", "float32"), "F16": ("<f2", "float16"), "BF16": ("<u2", "bfloat16"), "F64": ("<f8", "float64"),
+        "F64": ("<f8", "float64"), "F32": ("<f4", "float32"), "F16": ("<f2", "float16"),
+        "BF16": ("<u2", "bfloat16"),
         "I64": ("<i8", "int64"), "I32": ("<i4", "int32"), "I16": ("<i2", "int16"), "I8": ("i1", "int8"),
         "U8": ("u1", "uint8"), "BOOL": ("?", "bool"),
     }  # fmt: skip

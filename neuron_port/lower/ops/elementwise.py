@@ -39,6 +39,7 @@ BINARY = {
     aten.bitwise_and.Tensor: "and",
     aten.bitwise_or.Scalar: "or",
     aten.bitwise_or.Tensor: "or",
+    aten.bitwise_xor.Scalar: "xor",
     aten.bitwise_xor.Tensor: "xor",
     aten.div.Scalar: "divide",
     aten.div.Tensor: "divide",
@@ -91,7 +92,9 @@ _register_tables()
 
 def arithmetic(b: Builder, opcode: str, dtype: str, x: Value | Number, y: Value | Number) -> Value:
     """Combine two operands in `dtype`. A number that `dtype` cannot hold exactly is applied in float32, as torch does."""
-    inexact = dtype in FLOATS and any(not isinstance(item, Value) and not _exact(item, dtype) for item in (x, y))
+    inexact = dtype in FLOATS and any(
+        not isinstance(item, Value) and not _exact(item, dtype) for item in (x, y)
+    )
     inner = "float32" if inexact else dtype
     return b.convert(b.elementwise(opcode, as_value(b, x, inner), as_value(b, y, inner)), dtype)
 
@@ -121,11 +124,17 @@ def rsub(b: Builder, out: Shape, x: Value | Number, y: Value | Number, alpha: Nu
 def _scaled(b: Builder, out: Shape, operand: Value | Number, alpha: Number) -> Value | Number:
     if alpha == 1:
         return operand
-    return arithmetic(b, "multiply", out.dtype, operand, alpha) if isinstance(operand, Value) else operand * alpha
+    return (
+        arithmetic(b, "multiply", out.dtype, operand, alpha)
+        if isinstance(operand, Value)
+        else operand * alpha
+    )
 
 
 @lowers(aten.div.Tensor_mode, aten.div.Scalar_mode)
-def div_rounded(b: Builder, out: Shape, x: Value | Number, y: Value | Number, rounding_mode: str | None = None) -> Value:
+def div_rounded(
+    b: Builder, out: Shape, x: Value | Number, y: Value | Number, rounding_mode: str | None = None
+) -> Value:
     """HLO divides integers toward zero; "floor" then subtracts one where a remainder of the other sign is left."""
     if out.dtype in FLOATS:
         quotient = arithmetic(b, "divide", out.dtype, x, y)
@@ -134,7 +143,9 @@ def div_rounded(b: Builder, out: Shape, x: Value | Number, y: Value | Number, ro
     quotient = b.elementwise("divide", left, right)
     if rounding_mode == "trunc":
         return quotient
-    return b.select(_floors(b, left, right), b.elementwise("subtract", quotient, b.constant(1, out.dtype)), quotient)
+    return b.select(
+        _floors(b, left, right), b.elementwise("subtract", quotient, b.constant(1, out.dtype)), quotient
+    )
 
 
 def _round_quotient(b: Builder, quotient: Value, rounding_mode: str) -> Value:
@@ -217,11 +228,15 @@ def gelu(b: Builder, out: Shape, x: Value, approximate: str = "none") -> Value:
     if approximate == "tanh":
         cube = b.elementwise("multiply", wide, b.elementwise("multiply", wide, wide))
         inner = b.elementwise("add", wide, b.elementwise("multiply", cube, b.constant(0.044715, "float32")))
-        gate = b.elementwise("tanh", b.elementwise("multiply", inner, b.constant(math.sqrt(2 / math.pi), "float32")))
+        gate = b.elementwise(
+            "tanh", b.elementwise("multiply", inner, b.constant(math.sqrt(2 / math.pi), "float32"))
+        )
     else:
         gate = b.elementwise("erf", b.elementwise("multiply", wide, b.constant(math.sqrt(0.5), "float32")))
     half = b.elementwise("multiply", wide, b.constant(0.5, "float32"))
-    return b.convert(b.elementwise("multiply", half, b.elementwise("add", gate, b.constant(1.0, "float32"))), out.dtype)
+    return b.convert(
+        b.elementwise("multiply", half, b.elementwise("add", gate, b.constant(1.0, "float32"))), out.dtype
+    )
 
 
 @lowers(aten.logical_not.default)
@@ -247,7 +262,9 @@ def isnan(b: Builder, out: Shape, x: Value) -> Value:
 @lowers(aten.isinf.default)
 def isinf(b: Builder, out: Shape, x: Value) -> Value:
     """Beyond the largest finite value; written so because infinities are not constants of our graphs."""
-    return b.compare("GT", b.elementwise("abs", x), b.constant(torch.finfo(getattr(torch, x.dtype)).max, x.dtype))
+    return b.compare(
+        "GT", b.elementwise("abs", x), b.constant(torch.finfo(getattr(torch, x.dtype)).max, x.dtype)
+    )
 
 
 @lowers(aten.where.self)

@@ -43,7 +43,9 @@ def _gather(b: Builder, x: Value, axes: Sequence[int], starts: Value, place: int
         "index_vector_dim": batch,
     }
     sizes = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-    return b.op("gather", x.dtype, shape, x, starts, gather_dimension_numbers=numbers, gather_slice_sizes=sizes)
+    return b.op(
+        "gather", x.dtype, shape, x, starts, gather_dimension_numbers=numbers, gather_slice_sizes=sizes
+    )
 
 
 @lowers(aten.index.Tensor)
@@ -129,8 +131,12 @@ def scatter_add(b: Builder, out: Shape, x: Value, dim: int, index: Value, source
     return _scatter_elements(b, x, dim, index, source, "add")
 
 
-def _scatter_elements(b: Builder, x: Value, dim: int, index: Value, source: Value | Number, combine: str) -> Value:
-    updates = b.broadcast(b.constant(source, x.dtype), index.shape) if not isinstance(source, Value) else source
+def _scatter_elements(
+    b: Builder, x: Value, dim: int, index: Value, source: Value | Number, combine: str
+) -> Value:
+    updates = (
+        b.broadcast(b.constant(source, x.dtype), index.shape) if not isinstance(source, Value) else source
+    )
     for axis, size in enumerate(index.shape):  # torch reads only the part of the source that the index covers
         updates = b.slice(updates, axis, 0, size)
     starts = _element_positions(b, x, dim % x.rank, index)
@@ -150,7 +156,9 @@ def index_put(
 
 
 @lowers(aten.index_add.default)
-def index_add(b: Builder, out: Shape, x: Value, dim: int, index: Value, source: Value, alpha: Number = 1) -> Value:
+def index_add(
+    b: Builder, out: Shape, x: Value, dim: int, index: Value, source: Value, alpha: Number = 1
+) -> Value:
     axis = dim % x.rank
     if axis != 0 or alpha != 1:
         raise NotImplementedError(f"index_add with dim {dim} and alpha {alpha}")
@@ -170,5 +178,7 @@ def kv_write(b: Builder, out: Shape, cache: Value, new: Value, positions: Value,
         start = b.reshape(b.slice(b.convert(positions, "int32"), 0, row, row + 1), ())
         starts = [zero] * cache.rank
         starts[0], starts[axis % cache.rank] = b.constant(row, "int32"), start
-        cache = b.op("dynamic-update-slice", cache.dtype, cache.shape, cache, b.convert(part, cache.dtype), *starts)
+        cache = b.op(
+            "dynamic-update-slice", cache.dtype, cache.shape, cache, b.convert(part, cache.dtype), *starts
+        )
     return cache

@@ -42,6 +42,15 @@ def mean(b: Builder, out: Shape, x: Value, dim: Sequence[int] | None = None, kee
     return b.convert(b.reshape(result, out.dimensions), out.dtype)
 
 
+def _variance(b: Builder, wide: Value, axes: Sequence[int], correction: Number | None) -> tuple[Value, Value]:
+    """(variance, mean) with the axes kept; correction is what is taken off the count, 1 unless given."""
+    average = _mean(b, wide, axes)
+    centred = b.elementwise("subtract", wide, average)
+    total = b.reduce("add", b.elementwise("multiply", centred, centred), axes, keep=True)
+    freedom = math.prod(wide.shape[axis] for axis in axes) - (1 if correction is None else correction)
+    return b.elementwise("divide", total, b.constant(freedom, "float32")), average
+
+
 @lowers(aten.var.correction)
 def var(
     b: Builder,
@@ -51,12 +60,24 @@ def var(
     correction: Number | None = None,
     keepdim: bool = False,
 ) -> Value:
-    axes = _axes(x, dim)
-    wide = b.convert(x, "float32")
-    centred = b.elementwise("subtract", wide, _mean(b, wide, axes))
-    total = b.reduce("add", b.elementwise("multiply", centred, centred), axes, keepdim)
-    freedom = math.prod(x.shape[axis] for axis in axes) - (1 if correction is None else correction)
-    return b.convert(b.elementwise("divide", total, b.constant(freedom, "float32")), out.dtype)
+    variance, _ = _variance(b, b.convert(x, "float32"), _axes(x, dim), correction)
+    return b.convert(b.reshape(variance, out.dimensions), out.dtype)
+
+
+@lowers(aten.var_mean.correction)
+def var_mean(
+    b: Builder,
+    out: Shape,
+    x: Value,
+    dim: Sequence[int] | None = None,
+    correction: Number | None = None,
+    keepdim: bool = False,
+) -> tuple[Value, ...]:
+    pair = _variance(b, b.convert(x, "float32"), _axes(x, dim), correction)
+    return tuple(
+        b.convert(b.reshape(value, part.dimensions), part.dtype)
+        for value, part in zip(pair, out.elements, strict=True)
+    )
 
 
 @lowers(aten.prod.dim_int)
@@ -85,12 +106,16 @@ def amin(b: Builder, out: Shape, x: Value, dim: Sequence[int] = (), keepdim: boo
 
 
 @lowers(aten.any.default, aten.any.dim, aten.any.dims)
-def any_(b: Builder, out: Shape, x: Value, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Value:
+def any_(
+    b: Builder, out: Shape, x: Value, dim: int | Sequence[int] | None = None, keepdim: bool = False
+) -> Value:
     return b.reduce("or", b.convert(x, "bool"), _axes(x, dim), keepdim)
 
 
 @lowers(aten.all.default, aten.all.dim, aten.all.dims)
-def all_(b: Builder, out: Shape, x: Value, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Value:
+def all_(
+    b: Builder, out: Shape, x: Value, dim: int | Sequence[int] | None = None, keepdim: bool = False
+) -> Value:
     return b.reduce("and", b.convert(x, "bool"), _axes(x, dim), keepdim)
 
 
@@ -123,9 +148,8 @@ def native_layer_norm(
     """(normalised, mean, reciprocal standard deviation)."""
     axes = list(range(x.rank - len(normalized_shape), x.rank))
     wide = b.convert(x, "float32")
-    average = _mean(b, wide, axes)
+    variance, average = _variance(b, wide, axes, 0)
     centred = b.elementwise("subtract", wide, average)
-    variance = _mean(b, b.elementwise("multiply", centred, centred), axes)
     scale = b.elementwise("rsqrt", b.elementwise("add", variance, b.constant(eps, "float32")))
     result = b.elementwise("multiply", centred, scale)
     if weight is not None:
@@ -133,7 +157,11 @@ def native_layer_norm(
     if bias is not None:
         result = b.elementwise("add", result, b.convert(bias, "float32"))
     statistics = out.elements[1].dtype
-    return b.convert(result, out.elements[0].dtype), b.convert(average, statistics), b.convert(scale, statistics)
+    return (
+        b.convert(result, out.elements[0].dtype),
+        b.convert(average, statistics),
+        b.convert(scale, statistics),
+    )
 
 
 @lowers(aten.cumsum.default)

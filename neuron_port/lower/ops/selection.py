@@ -74,7 +74,9 @@ def topk(
 
 def _select_largest(b: Builder, x: Value, k: int, axis: int) -> tuple[Value, Value]:
     """Take the first largest element k times; an element that was taken is never a candidate again."""
-    limits = torch.finfo(getattr(torch, x.dtype)) if x.dtype in FLOATS else torch.iinfo(getattr(torch, x.dtype))
+    limits = (
+        torch.finfo(getattr(torch, x.dtype)) if x.dtype in FLOATS else torch.iinfo(getattr(torch, x.dtype))
+    )
     lowest = b.constant(limits.min, x.dtype)
     left = b.elementwise("maximum", x, lowest)  # an infinite score must not lie below the mark of taken ones
     positions = b.iota("int32", x.shape, axis)
@@ -113,5 +115,7 @@ def _sorted(b: Builder, x: Value, axis: int, descending: bool) -> tuple[Value, V
         is_stable=True,
         called_computation_ids=[b.descending(x.dtype, descending)],
     )
-    values, indices = (b.add("get-tuple-element", part, [pair], tuple_index=n) for n, part in enumerate(parts))
+    values, indices = (
+        b.add("get-tuple-element", part, [pair], tuple_index=n) for n, part in enumerate(parts)
+    )
     return Value(values, x.shape, x.dtype), Value(indices, x.shape, "int32")

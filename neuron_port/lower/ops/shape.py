@@ -71,7 +71,13 @@ def cat(b: Builder, out: Shape, tensors: Sequence[Value], dim: int = 0) -> Value
 
 @lowers(aten.slice.Tensor)
 def slice_(
-    b: Builder, out: Shape, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    b: Builder,
+    out: Shape,
+    x: Value,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
 ) -> Value:
     axis = dim % x.rank
     first, limit, _ = slice(start, end).indices(x.shape[axis])
@@ -86,7 +92,9 @@ def select(b: Builder, out: Shape, x: Value, dim: int, index: int) -> Value:
 
 
 @lowers(aten.split_with_sizes.default, aten.split_with_sizes_copy.default)
-def split_with_sizes(b: Builder, out: Shape, x: Value, sizes: Sequence[int], dim: int = 0) -> tuple[Value, ...]:
+def split_with_sizes(
+    b: Builder, out: Shape, x: Value, sizes: Sequence[int], dim: int = 0
+) -> tuple[Value, ...]:
     parts, start = [], 0
     for size in sizes:
         parts.append(b.slice(x, dim % x.rank, start, start + size))
@@ -197,7 +205,7 @@ def ones(b: Builder, out: Shape, *_: object) -> Value:
     return b.filled(1, out.dtype, out.dimensions)
 
 
-@lowers(aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default)
+@lowers(aten.empty_permuted.default, aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default)
 def empty(b: Builder, out: Shape, *_: object) -> Value:
     """Zeros: a graph has no unwritten memory."""
     return b.filled(0, out.dtype, out.dimensions)

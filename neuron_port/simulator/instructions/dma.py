@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from neuron_port.simulator.checks import check_engine, check_generation, require_written, touch
-from neuron_port.simulator.context import current_run, record
+from neuron_port.simulator.context import context, current_run, record
 from neuron_port.simulator.dtypes import FLOAT32
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError
 from neuron_port.simulator.indirect import IndirectTensor
@@ -54,11 +54,13 @@ def dma_copy(
     Either side may have a run-time address: .ap(scalar_offset=...), .select(tensor), or rows of HBM by
     .ap(vector_offset=...); oob_mode.skip leaves the destination untouched where an index is outside.
     """
-    run = current_run()
+    run = context.run or current_run()
     _check_sides("dma_copy", dst, src)
     if dst.size != src.size:
-        raise ConstraintError(f"dma_copy: dst {dst!r} has {dst.size} elements, src {src!r} has {src.size}",
-                              hint="slice both sides to the same number of elements; nothing broadcasts")  # fmt: skip
+        raise ConstraintError(
+            f"dma_copy: dst {dst!r} has {dst.size} elements, src {src!r} has {src.size}",
+            hint="slice both sides to the same number of elements; nothing broadcasts",
+        )
     if priority is not None or dge_mode is not DgeMode.unknown or engine is not Engine.unknown:
         _check_options(dst, src, priority, dge_mode, engine)
     if dst.__class__ is IndirectTensor or src.__class__ is IndirectTensor:
@@ -93,7 +95,9 @@ def _store(dst: NkiTensor, values: np.ndarray, src: NkiTensor) -> None:
         storage.mark_written(array, BY_OTHERS)
 
 
-def _finish(run: Any, dst: NkiTensor, src: NkiTensor, name: str | None, opcode: str = "dma_copy") -> NkiInstruction:
+def _finish(
+    run: Any, dst: NkiTensor, src: NkiTensor, name: str | None, opcode: str = "dma_copy"
+) -> NkiInstruction:
     moved = dst.size
     if not src.storage.on_chip:
         run.hbm_read_bytes += moved * src.dtype.itemsize
@@ -106,13 +110,16 @@ def _check_sides(opcode: str, dst: Any, src: Any) -> None:
     try:
         if dst.storage.buffer is PSUM or src.storage.buffer is PSUM:
             name, tile = ("dst", dst) if dst.storage.buffer is PSUM else ("src", src)
-            raise ConstraintError(f"{opcode}: {name} {tile!r} is in PSUM, which DMA cannot access",
-                                  hint="copy through SBUF with nisa.tensor_copy")  # fmt: skip
+            raise ConstraintError(
+                f"{opcode}: {name} {tile!r} is in PSUM, which DMA cannot access",
+                hint="copy through SBUF with nisa.tensor_copy",
+            )
     except AttributeError:
         for name, operand in (("dst", dst), ("src", src)):
             if not isinstance(operand, NkiTensor):
-                raise ConstraintError(f"{opcode}: {name} is {operand!r}, must be a tensor",
-                                      hint="dst comes first, then src") from None  # fmt: skip
+                raise ConstraintError(
+                    f"{opcode}: {name} is {operand!r}, must be a tensor", hint="dst comes first, then src"
+                ) from None
         raise
 
 
@@ -120,22 +127,31 @@ def _check_options(dst: NkiTensor, src: NkiTensor, priority: Any, mode: Any, cho
     if priority is not None:
         check_generation("dma_copy", 4, "priority")
     if not isinstance(mode, DgeMode):
-        raise ConstraintError(f"dma_copy: dge_mode is {mode!r}", hint="use nisa.dge_mode.unknown, swdge, hwdge or none")
+        raise ConstraintError(
+            f"dma_copy: dge_mode is {mode!r}", hint="use nisa.dge_mode.unknown, swdge, hwdge or none"
+        )
     if chosen is not Engine.unknown and mode is not DgeMode.hwdge:
         raise ConstraintError(f"dma_copy: engine {chosen} is given without dge_mode=nisa.dge_mode.hwdge")
     check_engine("dma_copy", chosen, (Engine.sync, Engine.scalar))
     if mode is DgeMode.hwdge:
         check_generation("dma_copy", 3, "hwdge")
         if dst.dtype is not src.dtype:
-            raise ConstraintError(f"dma_copy: hwdge moves raw bytes, but dst {dst!r} and src {src!r} differ in dtype",
-                                  hint="reinterpret with .view(dtype), or leave dge_mode out to cast")  # fmt: skip
+            raise ConstraintError(
+                f"dma_copy: hwdge moves raw bytes, but dst {dst!r} and src {src!r} differ in dtype",
+                hint="reinterpret with .view(dtype), or leave dge_mode out to cast",
+            )
 
 
 def _copy_indirect(dst: NkiTensor, src: NkiTensor, mode: oob_mode, name: str | None) -> NkiInstruction:
     """Scalar offsets resolve to plain views; a vector offset gathers (src) or scatters (dst) rows."""
     run = current_run()
     for side in (dst, src):
-        if isinstance(side, IndirectTensor) and not side.vector and mode is OobMode.skip and not side.in_bounds():
+        if (
+            isinstance(side, IndirectTensor)
+            and not side.vector
+            and mode is OobMode.skip
+            and not side.in_bounds()
+        ):
             base = side.base
             return record("dma_copy", Engine.dma, (base if side is dst else dst.resolved(), base), name)
     gathers = isinstance(src, IndirectTensor) and src.vector
@@ -169,7 +185,9 @@ def _valid_rows(side: IndirectTensor, rows: np.ndarray, mode: oob_mode) -> tuple
     return partitions, indices[partitions]
 
 
-def _gather(run: Any, dst: NkiTensor, src: IndirectTensor, mode: oob_mode, name: str | None) -> NkiInstruction:
+def _gather(
+    run: Any, dst: NkiTensor, src: IndirectTensor, mode: oob_mode, name: str | None
+) -> NkiInstruction:
     rows = src.rows_view()
     partitions, indices = _valid_rows(src, rows, mode)
     storage = src.storage
@@ -188,13 +206,17 @@ def _gather(run: Any, dst: NkiTensor, src: IndirectTensor, mode: oob_mode, name:
     return _finish(run, dst, _row_operand(src, rows), name)
 
 
-def _scatter(run: Any, dst: IndirectTensor, src: NkiTensor, mode: oob_mode, name: str | None) -> NkiInstruction:
+def _scatter(
+    run: Any, dst: IndirectTensor, src: NkiTensor, mode: oob_mode, name: str | None
+) -> NkiInstruction:
     rows = dst.rows_view()
     if not rows.flags.writeable:
         refuse_write(dst.base)
     partitions, indices = _valid_rows(dst, rows, mode)
     if len(np.unique(indices)) != len(indices):
-        run.warn(f"dma_copy: the scatter into {dst!r} writes a row twice; the order on the device is undefined")
+        run.warn(
+            f"dma_copy: the scatter into {dst!r} writes a row twice; the order on the device is undefined"
+        )
     require_written("dma_copy", "src", src)
     values = src.array.reshape(dst.counts)[partitions]
     if dst.dtype is not src.dtype:
@@ -210,7 +232,9 @@ def _scatter(run: Any, dst: IndirectTensor, src: NkiTensor, mode: oob_mode, name
 def _row_operand(side: IndirectTensor, rows: np.ndarray) -> NkiTensor:
     """What the trace shows of a gather or scatter: as many rows as are moved."""
     shown = rows[:1] if rows.shape[0] < side.counts[0] else rows[: side.counts[0]]
-    return NkiTensor(np.broadcast_to(shown, side.counts) if shown.shape[0] == 1 else shown, side.storage, side.dtype)
+    return NkiTensor(
+        np.broadcast_to(shown, side.counts) if shown.shape[0] == 1 else shown, side.storage, side.dtype
+    )
 
 
 TRANSPOSES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 1, 2, 0)}
@@ -235,15 +259,19 @@ def dma_transpose(
         src, dst = src.resolved(), dst.resolved()
     permutation = TRANSPOSES.get(src.ndim)
     if permutation is None or (axes is not None and tuple(axes) != permutation):
-        raise ConstraintError(f"dma_transpose: axes {axes} of src {src!r} must be one of {list(TRANSPOSES.values())}")
+        raise ConstraintError(
+            f"dma_transpose: axes {axes} of src {src!r} must be one of {list(TRANSPOSES.values())}"
+        )
     expected = tuple(src.array.shape[axis] for axis in permutation)
     if dst.array.shape != expected:
         raise ConstraintError(f"dma_transpose: dst {dst!r} must have shape {expected}, src {src!r} permuted")
     if dst.buffer is not MemoryRegion.sbuf:
         raise ConstraintError(f"dma_transpose: dst {dst!r} is in {dst.buffer.name}, must be in SBUF")
     if dst.dtype is not src.dtype or src.dtype.itemsize != 2:
-        raise ConstraintError(f"dma_transpose: dst {dst!r} and src {src!r} must share one 2-byte dtype",
-                              hint="transpose other dtypes with nisa.nc_transpose")  # fmt: skip
+        raise ConstraintError(
+            f"dma_transpose: dst {dst!r} and src {src!r} must share one 2-byte dtype",
+            hint="transpose other dtypes with nisa.nc_transpose",
+        )
     if src.array.shape[-1] > 128:
         raise ConstraintError(f"dma_transpose: the last dimension of src {src!r} exceeds 128")
     if dge_mode is DgeMode.hwdge:
@@ -259,7 +287,11 @@ def dma_transpose(
 def _check_hwdge_transpose(src: NkiTensor) -> None:
     """The descriptor hardware transposes in blocks of 16 rows (nki.isa.dma_transpose, NKI 0.6)."""
     shape = src.array.shape
-    fits = shape[0] == 16 if len(shape) == 2 else shape[0] in (1, 2, 4, 8, 16) and shape[0] * shape[-2] % 16 == 0
+    fits = (
+        shape[0] == 16 if len(shape) == 2 else shape[0] in (1, 2, 4, 8, 16) and shape[0] * shape[-2] % 16 == 0
+    )
     if not fits:
-        raise ConstraintError(f"dma_transpose: hwdge cannot transpose src {src!r}",
-                              hint="2-D: 16 rows; 3-D and 4-D: 1, 2, 4, 8 or 16 first, times shape[-2] in 16s")  # fmt: skip
+        raise ConstraintError(
+            f"dma_transpose: hwdge cannot transpose src {src!r}",
+            hint="2-D: 16 rows; 3-D and 4-D: 1, 2, 4, 8 or 16 first, times shape[-2] in 16s",
+        )

@@ -55,7 +55,9 @@ def affine_select(
     check_memory("affine_select", "dst", dst, SBUF)
     check_memory("affine_select", "on_true_tile", on_true_tile, SBUF)
     if cmp_op not in COMPARISONS:
-        raise ConstraintError(f"affine_select: cmp_op {cmp_op!r} does not compare", hint="use nl.greater_equal, ...")
+        raise ConstraintError(
+            f"affine_select: cmp_op {cmp_op!r} does not compare", hint="use nl.greater_equal, ..."
+        )
     if isinstance(on_false_value, NkiTensor):
         raise ConstraintError(f"affine_select: on_false_value is {on_false_value!r}, must be a number")
     values = _affine("affine_select", dst, pattern, offset, channel_multiplier)
@@ -71,9 +73,11 @@ def _affine(opcode: str, dst: NkiTensor, pattern: Any, offset: Any, channel_mult
     counts = [int(count) for _, count in pattern]
     partitions = dst.array.shape[0]
     if not 1 <= len(steps) <= 4 or int(np.prod(counts)) != dst.size // partitions:
-        raise ConstraintError(f"{opcode}: pattern {pattern} counts {int(np.prod(counts))} elements in {len(steps)} "
-                              f"dimensions; dst {dst!r} has {dst.size // partitions} per partition (at most 4 "
-                              "dimensions)")  # fmt: skip
+        raise ConstraintError(
+            f"{opcode}: pattern {pattern} counts {int(np.prod(counts))} elements in {len(steps)} "
+            f"dimensions; dst {dst!r} has {dst.size // partitions} per partition (at most 4 "
+            "dimensions)"
+        )
     base = offset.value if isinstance(offset, VirtualRegister) else int(offset)
     free = np.zeros(counts, dtype=np.int64)
     for axis, (step, count) in enumerate(zip(steps, counts, strict=True)):
@@ -84,7 +88,9 @@ def _affine(opcode: str, dst: NkiTensor, pattern: Any, offset: Any, channel_mult
     return (base + channels + free.reshape(1, -1)).astype(np.int32)
 
 
-def nc_n_gather(dst: NkiTensor, data: NkiTensor, indices: NkiTensor, name: str | None = None) -> NkiInstruction:
+def nc_n_gather(
+    dst: NkiTensor, data: NkiTensor, indices: NkiTensor, name: str | None = None
+) -> NkiInstruction:
     """dst[p, i] = data[p, indices[p, i]] with the free dimensions of data flattened; indices are uint32."""
     check_tiles("nc_n_gather", ("dst", "indices"), dst, indices)
     check_source("nc_n_gather", "data", data)
@@ -94,17 +100,23 @@ def nc_n_gather(dst: NkiTensor, data: NkiTensor, indices: NkiTensor, name: str |
     check_dtype("nc_n_gather", "dst", dst, (data.dtype,))
     partitions = dst.array.shape[0]
     if data.array.shape[0] != partitions:
-        raise ConstraintError(f"nc_n_gather: data {data!r} must have {partitions} partitions like dst {dst!r}")
+        raise ConstraintError(
+            f"nc_n_gather: data {data!r} must have {partitions} partitions like dst {dst!r}"
+        )
     rows = data.array.reshape(partitions, -1)
     chosen = indices.array.reshape(partitions, -1).astype(np.int64)
     if chosen.max() >= rows.shape[1]:
-        raise OutOfBoundsError(f"nc_n_gather: index {chosen.max()} leaves the {rows.shape[1]} elements per partition "
-                               f"of data {data!r}")  # fmt: skip
+        raise OutOfBoundsError(
+            f"nc_n_gather: index {chosen.max()} leaves the {rows.shape[1]} elements per partition "
+            f"of data {data!r}"
+        )
     write_raw(dst, np.take_along_axis(rows, chosen, axis=1))
     return record("nc_n_gather", engine.gpsimd, (dst, data, indices), name)
 
 
-def tensor_partition_reduce(dst: NkiTensor, op: Operator, data: NkiTensor, name: str | None = None) -> NkiInstruction:
+def tensor_partition_reduce(
+    dst: NkiTensor, op: Operator, data: NkiTensor, name: str | None = None
+) -> NkiInstruction:
     """dst [1, N] = data reduced over its partitions by add, average, maximum, bitwise_or or bitwise_and."""
     check_source("tensor_partition_reduce", "data", data)
     check_destination("tensor_partition_reduce", "dst", dst)
@@ -112,8 +124,10 @@ def tensor_partition_reduce(dst: NkiTensor, op: Operator, data: NkiTensor, name:
     check_memory("tensor_partition_reduce", "data", data, SBUF)
     partitions = data.array.shape[0]
     if dst.array.shape[0] != 1 or dst.size * partitions != data.size:
-        raise ConstraintError(f"tensor_partition_reduce: dst {dst!r} must have 1 partition of {data.size // partitions} "
-                              "elements")  # fmt: skip
+        raise ConstraintError(
+            f"tensor_partition_reduce: dst {dst!r} must have 1 partition of {data.size // partitions} "
+            "elements"
+        )
     average = op is operator_named("average")
     names = ("add", "average", "maximum", "bitwise_or", "bitwise_and")
     if op not in [operator_named(name) for name in names]:

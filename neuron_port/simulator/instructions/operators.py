@@ -30,7 +30,9 @@ class Operator:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         if self.wrapper is None:
-            raise ConstraintError(f"nl.{self.name} is an operator to be passed as `op`, not a function to be called")
+            raise ConstraintError(
+                f"nl.{self.name} is an operator to be passed as `op`, not a function to be called"
+            )
         return self.wrapper(*arguments, **options)
 
     def __repr__(self) -> str:
@@ -47,7 +49,9 @@ def operator_named(name: str) -> Operator:
     return OPERATORS[name]
 
 
-def _alu(name: str, function: Any, *, reduces: bool = False, unary: bool = False, bitwise: bool = False) -> Operator:
+def _alu(
+    name: str, function: Any, *, reduces: bool = False, unary: bool = False, bitwise: bool = False
+) -> Operator:
     op = operator_named(name)
     op.alu, op.unary, op.bitwise = function, unary, bitwise
     if reduces:
@@ -56,8 +60,8 @@ def _alu(name: str, function: Any, *, reduces: bool = False, unary: bool = False
     return op
 
 
-def _rsqrt(values: np.ndarray) -> np.ndarray:
-    return np.float32(1.0) / np.sqrt(values)
+def _rsqrt(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    return np.divide(np.float32(1.0), np.sqrt(values), out=out)
 
 
 def _shift(function: Any) -> Callable[[np.ndarray, Any], np.ndarray]:
@@ -97,6 +101,13 @@ right_shift = _alu("right_shift", _shift(np.right_shift), bitwise=True)
 
 COMPARISONS = (equal, not_equal, greater, greater_equal, less, less_equal)
 GPSIMD_ONLY = (power, rsqrt)  # no other engine's ALU has them, and GpSimdE cannot reach PSUM
-TOKENS_ONLY = ("average", "prelu", "bypass", "abs_max", "abs_min")  # named by AWS; NeuronCore-v4 or special uses
-for _name in TOKENS_ONLY:
+COMPILE_NOT = ("divide", "mod", "fmod")  # named by AWS, refused by its compiler (release notes 0.3, 0.4)
+TOKENS_ONLY = (
+    "average",
+    "prelu",
+    "bypass",
+    "abs_max",
+    "abs_min",
+)  # named by AWS; NeuronCore-v4 or special uses
+for _name in TOKENS_ONLY + COMPILE_NOT:
     operator_named(_name)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from neuron_port.simulator.checks import check_destination, check_generation, check_tiles
-from neuron_port.simulator.context import Run, current_run, record
+from neuron_port.simulator.context import Run, context, current_run, record
 from neuron_port.simulator.dtypes import FLOAT32, tfloat32
 from neuron_port.simulator.errors import ConstraintError, UnwrittenReadError
 from neuron_port.simulator.instructions.activations import ACTIVATIONS, VALID_RANGES, range_complaint
@@ -74,14 +74,24 @@ def activation_reduce(
 
 
 def _activation(
-    opcode: str, dst: NkiTensor, op: Operator, data: NkiTensor, bias: Any, scale: Any, reduce_op: Any,
-    reduce_res: NkiTensor | None, command: reduce_cmd, name: str | None,
-) -> NkiInstruction:  # fmt: skip
+    opcode: str,
+    dst: NkiTensor,
+    op: Operator,
+    data: NkiTensor,
+    bias: Any,
+    scale: Any,
+    reduce_op: Any,
+    reduce_res: NkiTensor | None,
+    command: reduce_cmd,
+    name: str | None,
+) -> NkiInstruction:
     check_tiles(opcode, ("dst", "data"), dst, data)
     if op.__class__ is not Operator or op.activation is None:
-        raise ConstraintError(f"{opcode}: {op!r} is no activation function",
-                              hint=f"ScalarE has {', '.join(sorted(ACTIVATIONS))}")  # fmt: skip
-    run = current_run()
+        raise ConstraintError(
+            f"{opcode}: {op!r} is no activation function",
+            hint=f"ScalarE has {', '.join(sorted(ACTIVATIONS))}",
+        )
+    run = context.run or current_run()
     values = read(data)
     operands = [dst, data]
     if isinstance(scale, NkiTensor):
@@ -105,7 +115,9 @@ def _activation(
         if reduce_res is not None:
             partitions = data.array.shape[0]
             if reduce_res.size != partitions or reduce_res.array.shape[0] != partitions:
-                raise ConstraintError(f"{opcode}: reduce_res {reduce_res!r} must have shape ({partitions}, 1)")
+                raise ConstraintError(
+                    f"{opcode}: reduce_res {reduce_res!r} must have shape ({partitions}, 1)"
+                )
             check_destination(opcode, "reduce_res", reduce_res)
             write(reduce_res, sums[:partitions])
             operands.append(reduce_res)
@@ -119,7 +131,9 @@ Reduce = reduce_cmd
 
 def _check_bias(opcode: str, run: Run, op: Operator, bias: Any, operands: list[NkiTensor]) -> None:
     if op.name == "reciprocal" and run.target.generation == 2:
-        raise ConstraintError(f"{opcode}: nl.reciprocal takes no bias on NeuronCore-v2", hint="add it beforehand")
+        raise ConstraintError(
+            f"{opcode}: nl.reciprocal takes no bias on NeuronCore-v2", hint="add it beforehand"
+        )
     if isinstance(bias, NkiTensor):
         if bias.dtype is tfloat32:
             raise ConstraintError(f"{opcode}: bias {bias!r} has dtype tfloat32, which bias cannot have")
@@ -133,9 +147,13 @@ def _accumulate(
 ) -> np.ndarray:
     """Carry out `command` on ScalarE's registers and return them."""
     if not isinstance(command, Reduce) or command is Reduce.load_reduce:
-        raise ConstraintError(f"{opcode}: reduce_cmd is {command!r}, must be one of idle, reset, reduce, reset_reduce")
+        raise ConstraintError(
+            f"{opcode}: reduce_cmd is {command!r}, must be one of idle, reset, reduce, reset_reduce"
+        )
     if reduce_op is not None and reduce_op is not add:
-        raise ConstraintError(f"{opcode}: reduce_op {reduce_op!r} must be nl.add", hint="use nisa.tensor_reduce")
+        raise ConstraintError(
+            f"{opcode}: reduce_op {reduce_op!r} must be nl.add", hint="use nisa.tensor_reduce"
+        )
     reduces = command in (Reduce.reduce, Reduce.reset_reduce)
     if reduces and reduce_op is None:
         raise ConstraintError(f"{opcode}: reduce_cmd {command.name} needs reduce_op=nl.add")
@@ -143,8 +161,10 @@ def _accumulate(
     if command in (Reduce.reset, Reduce.reset_reduce):
         registers = run.accumulators[engine.scalar] = np.zeros(128, dtype=FLOAT32)
     if registers is None and (reduces or read_out):
-        raise UnwrittenReadError(f"{opcode}: the sum registers of ScalarE were never reset",
-                                 hint="start with reduce_cmd=nisa.reduce_cmd.reset_reduce")  # fmt: skip
+        raise UnwrittenReadError(
+            f"{opcode}: the sum registers of ScalarE were never reset",
+            hint="start with reduce_cmd=nisa.reduce_cmd.reset_reduce",
+        )
     if reduces and registers is not None:
         registers[: results.shape[0]] += results.reshape(results.shape[0], -1).sum(axis=1, dtype=FLOAT32)
     return registers if registers is not None else np.zeros(128, dtype=FLOAT32)

@@ -38,13 +38,17 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> NkiInstruction:
     """The one element of dst = src."""
     _check_element("register_store", "dst", dst)
     touch(dst.storage, written=True)
-    write_raw(dst, dst.array.dtype.type(_check_register("register_store", src).value).reshape(dst.array.shape))
+    write_raw(
+        dst, dst.array.dtype.type(_check_register("register_store", src).value).reshape(dst.array.shape)
+    )
     return record("register_store", engine.sync, (dst,))
 
 
 def _check_register(opcode: str, register: object) -> VirtualRegister:
     if not isinstance(register, VirtualRegister):
-        raise ConstraintError(f"{opcode}: {register!r} is no register", hint="make one with nisa.register_alloc()")
+        raise ConstraintError(
+            f"{opcode}: {register!r} is no register", hint="make one with nisa.register_alloc()"
+        )
     return register
 
 
@@ -52,4 +56,6 @@ def _check_element(opcode: str, label: str, tensor: NkiTensor) -> None:
     if tensor.size != 1 or tensor.buffer is MemoryRegion.psum or tensor.dtype.itemsize > 4:
         raise ConstraintError(f"{opcode}: {label} {tensor!r} must be one element in SBUF or HBM")
     if not tensor.dtype.is_integer:
-        raise ConstraintError(f"{opcode}: {label} {tensor!r} must have an integer dtype, as registers hold integers")
+        raise ConstraintError(
+            f"{opcode}: {label} {tensor!r} must have an integer dtype, as registers hold integers"
+        )

@@ -20,7 +20,7 @@ from neuron_port.simulator.checks import (
     check_tiles,
 )
 from neuron_port.simulator.context import record
-from neuron_port.simulator.dtypes import int32, uint32
+from neuron_port.simulator.dtypes import FLOAT32, int32, uint32
 from neuron_port.simulator.errors import ConstraintError
 from neuron_port.simulator.instructions.operators import (
     GPSIMD_ONLY,
@@ -50,11 +50,15 @@ def check_operator(opcode: str, op: Any, *, unary: bool | None = None, reducible
     """`op` is an operator of the ALU (and reducible, and not unary, as asked)."""
     if not isinstance(op, Operator) or op.alu is None:
         hint = "divide by multiplying with nisa.reciprocal" if getattr(op, "name", "") == "divide" else None
-        raise ConstraintError(f"{opcode}: {op!r} is no operator of the ALU", hint=hint or "pass a token such as nl.add")
+        raise ConstraintError(
+            f"{opcode}: {op!r} is no operator of the ALU", hint=hint or "pass a token such as nl.add"
+        )
     if unary is not None and op.unary is not unary:
         raise ConstraintError(f"{opcode}: {op!r} takes {'one input' if op.unary else 'two inputs'}")
     if reducible and op.reduce is None:
-        raise ConstraintError(f"{opcode}: {op!r} cannot reduce", hint="reduce with add, multiply, maximum or minimum")
+        raise ConstraintError(
+            f"{opcode}: {op!r} cannot reduce", hint="reduce with add, multiply, maximum or minimum"
+        )
     return op
 
 
@@ -69,7 +73,9 @@ def tensor_copy(
         check_engine("tensor_copy", engine, (Engine.vector, Engine.scalar, Engine.gpsimd))
         chosen = engine
         if engine is Engine.scalar:
-            check_generation("tensor_copy", 3, "a copy on ScalarE (use nisa.activation(op=nl.copy) on NeuronCore-v2)")
+            check_generation(
+                "tensor_copy", 3, "a copy on ScalarE (use nisa.activation(op=nl.copy) on NeuronCore-v2)"
+            )
         if engine is Engine.gpsimd:
             check_no_psum("tensor_copy", ("dst", "src"), dst, src)
     if dst.dtype is src.dtype:
@@ -128,8 +134,10 @@ def _exact_integers(op: Operator, data1: NkiTensor, data2: NkiTensor, dst: NkiTe
 def _check_integers(opcode: str, op: Operator, names: tuple[str, ...], *tiles: NkiTensor) -> None:
     for name, tile in zip(names, tiles, strict=True):
         if not tile.dtype.is_integer:
-            raise ConstraintError(f"{opcode}: {op!r} works on bits, but {name} {tile!r} has dtype {tile.dtype}",
-                                  hint="use integer tiles, or .view(nl.uint32) for the bits of a float32 tile")  # fmt: skip
+            raise ConstraintError(
+                f"{opcode}: {op!r} works on bits, but {name} {tile!r} has dtype {tile.dtype}",
+                hint="use integer tiles, or .view(nl.uint32) for the bits of a float32 tile",
+            )
 
 
 def tensor_scalar(
@@ -161,9 +169,13 @@ def tensor_scalar(
             raise ConstraintError("tensor_scalar: operand1 is given without op1")
     else:
         if check_operator("tensor_scalar", op1).bitwise:
-            raise ConstraintError(f"tensor_scalar: op0 {op0!r} is arithmetic and op1 {op1!r} bitwise",
-                                  hint="split it into two instructions")  # fmt: skip
+            raise ConstraintError(
+                f"tensor_scalar: op0 {op0!r} is arithmetic and op1 {op1!r} bitwise",
+                hint="split it into two instructions",
+            )
         values = operation(*arguments)
+        if values.dtype is not FLOAT32:
+            values = values.astype(FLOAT32)  # comparisons give 1.0 and 0.0
         operation, arguments = _scalar_step(values, op1, operand1, reverse1, "operand1", operands)
     compute(dst, operation, *arguments)
     return record("tensor_scalar", chosen, operands, name)
@@ -175,13 +187,17 @@ def _scalar_step(
     """The function and arguments of one arithmetic step `values op operand`."""
     if op.unary:
         if operand is not None and (isinstance(operand, NkiTensor) or operand != 0):
-            raise ConstraintError(f"tensor_scalar: {op!r} takes no operand, but {name} is {operand!r}",
-                                  hint=f"pass {name}=None or 0")  # fmt: skip
+            raise ConstraintError(
+                f"tensor_scalar: {op!r} takes no operand, but {name} is {operand!r}",
+                hint=f"pass {name}=None or 0",
+            )
         return op.alu, (values,)
     if isinstance(operand, NkiTensor):
         if operand.dtype != "float32":
-            raise ConstraintError(f"tensor_scalar: {name} {operand!r} has dtype {operand.dtype}, must be float32",
-                                  hint="vector operands of arithmetic operators are float32 tiles")  # fmt: skip
+            raise ConstraintError(
+                f"tensor_scalar: {name} {operand!r} has dtype {operand.dtype}, must be float32",
+                hint="vector operands of arithmetic operators are float32 tiles",
+            )
         operands.append(operand)
     scalar = scalar_or_vector("tensor_scalar", name, operand, values)
     if reverse:
@@ -204,25 +220,40 @@ def _tensor_scalar_engine(
     if chosen is Engine.scalar:
         check_generation("tensor_scalar", 3, "ScalarE")
         if (op0, op1) not in ((multiply, add), (multiply, None), (add, None)):
-            raise ConstraintError(f"tensor_scalar: ScalarE cannot run op0 {op0!r} with op1 {op1!r}",
-                                  hint="ScalarE has (multiply, add), (multiply) and (add)")  # fmt: skip
+            raise ConstraintError(
+                f"tensor_scalar: ScalarE cannot run op0 {op0!r} with op1 {op1!r}",
+                hint="ScalarE has (multiply, add), (multiply) and (add)",
+            )
     else:
         check_no_psum("tensor_scalar", ("dst", "data"), dst, data)
     return chosen
 
 
 def _tensor_scalar_bits(
-    dst: NkiTensor, data: NkiTensor, op0: Operator, operand0: Any, reverse0: bool, op1: Operator | None,
-    operand1: Any, reverse1: bool, chosen: engine, name: str | None,
-) -> NkiInstruction:  # fmt: skip
+    dst: NkiTensor,
+    data: NkiTensor,
+    op0: Operator,
+    operand0: Any,
+    reverse0: bool,
+    op1: Operator | None,
+    operand1: Any,
+    reverse1: bool,
+    chosen: engine,
+    name: str | None,
+) -> NkiInstruction:
     """The bitwise form: integers in, integers out, on VectorE."""
     check_engine("tensor_scalar", chosen, (Engine.vector,))
     _check_integers("tensor_scalar", op0, ("dst", "data"), dst, data)
     if op1 is not None and not check_operator("tensor_scalar", op1).bitwise:
-        raise ConstraintError(f"tensor_scalar: op0 {op0!r} is bitwise and op1 {op1!r} arithmetic",
-                              hint="split it into two instructions")  # fmt: skip
+        raise ConstraintError(
+            f"tensor_scalar: op0 {op0!r} is bitwise and op1 {op1!r} arithmetic",
+            hint="split it into two instructions",
+        )
     bits = data.array
-    for op, operand, reverse, label in ((op0, operand0, reverse0, "operand0"), (op1, operand1, reverse1, "operand1")):
+    for op, operand, reverse, label in (
+        (op0, operand0, reverse0, "operand0"),
+        (op1, operand1, reverse1, "operand1"),
+    ):
         if op is None:
             continue
         if op.unary:
@@ -261,6 +292,8 @@ def scalar_tensor_tensor(
     values = read(data)
     scalar = scalar_or_vector("scalar_tensor_tensor", "operand0", operand0, values)
     partial = op0.alu(scalar, values) if reverse0 else op0.alu(values, scalar)
+    if partial.dtype is not FLOAT32:
+        partial = partial.astype(FLOAT32)
     other = read_like(operand1, values.shape)
     compute(dst, op1.alu, *((other, partial) if reverse1 else (partial, other)))
     operands = (dst, data, operand1, operand0) if isinstance(operand0, NkiTensor) else (dst, data, operand1)
@@ -283,8 +316,10 @@ def tensor_reduce(
     axes = reduction_axes("tensor_reduce", data, axis)
     kept = data.array.shape[: axes[0]]
     if dst.array.shape[0] != kept[0] or dst.size != int(np.prod(kept)):
-        raise ConstraintError(f"tensor_reduce: dst {dst!r} must hold the {tuple(kept)} results of reducing axes {axes} "
-                              f"of data {data!r}")  # fmt: skip
+        raise ConstraintError(
+            f"tensor_reduce: dst {dst!r} must hold the {tuple(kept)} results of reducing axes {axes} "
+            f"of data {data!r}"
+        )
     if op.bitwise:
         _check_integers("tensor_reduce", op, ("dst", "data"), dst, data)
         write_raw(dst, op.reduce(data.array, axis=axes).astype(dst.array.dtype))
@@ -300,8 +335,10 @@ def reduction_axes(opcode: str, data: NkiTensor, axis: Any) -> tuple[int, ...]:
     given = (axis,) if isinstance(axis, int) else tuple(axis)
     axes = tuple(sorted(a + rank if a < 0 else a for a in given))
     if not axes or axes[0] == 0 or axes != tuple(range(rank - len(axes), rank)):
-        raise ConstraintError(f"{opcode}: axis {axis} of data {data!r} must be the last free dimensions",
-                              hint="permute the free dimensions; reduce over partitions with a matmul by ones")  # fmt: skip
+        raise ConstraintError(
+            f"{opcode}: axis {axis} of data {data!r} must be the last free dimensions",
+            hint="permute the free dimensions; reduce over partitions with a matmul by ones",
+        )
     return axes
 
 
@@ -312,12 +349,16 @@ def reciprocal(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiI
     return record("reciprocal", Engine.vector, (dst, data), name)
 
 
-def memset(dst: NkiTensor, value: float, engine: engine = engine.unknown, name: str | None = None) -> NkiInstruction:
+def memset(
+    dst: NkiTensor, value: float, engine: engine = engine.unknown, name: str | None = None
+) -> NkiInstruction:
     """Fill dst with a constant; integer tiles take an integer."""
     check_tiles("memset", ("dst",), dst)
     if dst.dtype.is_integer and not isinstance(value, int | np.integer):
-        raise ConstraintError(f"memset: value {value!r} is no integer, but dst {dst!r} has dtype {dst.dtype}",
-                              hint="write the constant as an integer")  # fmt: skip
+        raise ConstraintError(
+            f"memset: value {value!r} is no integer, but dst {dst!r} has dtype {dst.dtype}",
+            hint="write the constant as an integer",
+        )
     chosen = Engine.vector
     if engine is not Engine.unknown:
         check_engine("memset", engine, VECTOR_OR_GPSIMD)
@@ -339,8 +380,9 @@ def vector_transpose(dst: NkiTensor, data: NkiTensor, name: str | None) -> NkiIn
     partitions = data.array.shape[0]
     free = data.size // partitions
     if partitions > 32 or free > 32:
-        raise ConstraintError(f"nc_transpose: data {data!r} exceeds [32, 32], the limit of VectorE",
-                              hint="use engine=nisa.engine.tensor from SBUF to PSUM")  # fmt: skip
+        raise ConstraintError(
+            f"nc_transpose: data {data!r} exceeds [32, 32], the limit of VectorE",
+            hint="use engine=nisa.engine.tensor from SBUF to PSUM",
+        )
     write_raw(dst, data.array.reshape(partitions, free).T)
     return record("nc_transpose", Engine.vector, (dst, data), name)
-

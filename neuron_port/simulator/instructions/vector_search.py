@@ -24,7 +24,9 @@ def max8(dst: NkiTensor, src: NkiTensor, name: str | None = None) -> NkiInstruct
     return record("max8", engine.vector, (dst, src), name)
 
 
-def nc_find_index8(dst: NkiTensor, data: NkiTensor, vals: NkiTensor, name: str | None = None) -> NkiInstruction:
+def nc_find_index8(
+    dst: NkiTensor, data: NkiTensor, vals: NkiTensor, name: str | None = None
+) -> NkiInstruction:
     """dst [P, 8] = position of each of the eight vals; a repeated value takes successive positions, ascending.
 
     A value that does not occur gives all ones. dst is uint16 or uint32.
@@ -84,8 +86,11 @@ def _searched(opcode: str, label: str, tile: NkiTensor) -> np.ndarray:
     check_source(opcode, label, tile)
     rows = read(tile).reshape(tile.array.shape[0], -1)
     if not LEAST <= rows.shape[1] <= MOST:
-        raise ConstraintError(f"{opcode}: {label} {tile!r} has {rows.shape[1]} elements per partition, must have "
-                              f"{LEAST} to {MOST}", hint="pad short rows with a very small value")  # fmt: skip
+        raise ConstraintError(
+            f"{opcode}: {label} {tile!r} has {rows.shape[1]} elements per partition, must have "
+            f"{LEAST} to {MOST}",
+            hint="pad short rows with a very small value",
+        )
     return rows
 
 

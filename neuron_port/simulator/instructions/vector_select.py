@@ -89,7 +89,9 @@ def select_reduce(
     check_not_both_psum("select_reduce", ("predicate", "on_true"), predicate, on_true)
     check_dtype("select_reduce", "predicate", predicate, (uint8, int8, uint16, int16))
     if on_true.dtype in (tfloat32, int32, uint32):
-        raise ConstraintError(f"select_reduce: on_true {on_true!r} has dtype {on_true.dtype}, which it cannot take")
+        raise ConstraintError(
+            f"select_reduce: on_true {on_true!r} has dtype {on_true.dtype}, which it cannot take"
+        )
     _check_maximum("select_reduce", reduce_op)
     values = read(on_true)
     chosen = predicate.array.reshape(values.shape) != 0
@@ -124,8 +126,10 @@ def range_select(
     check_tiles("range_select", ("dst", "on_true_tile"), dst, on_true_tile)
     for op in (comp_op0, comp_op1):
         if op not in (equal, less, less_equal, greater, greater_equal):
-            raise ConstraintError(f"range_select: {op!r} cannot compare",
-                                  hint="use nl.equal, less, less_equal, greater or greater_equal")  # fmt: skip
+            raise ConstraintError(
+                f"range_select: {op!r} cannot compare",
+                hint="use nl.equal, less, less_equal, greater or greater_equal",
+            )
     if not on_true_tile.dtype.is_float:
         raise ConstraintError(f"range_select: on_true_tile {on_true_tile!r} must have a float dtype")
     for label, bound in (("bound0", bound0), ("bound1", bound1)):
@@ -133,14 +137,18 @@ def range_select(
             raise ConstraintError(f"range_select: {label} is {bound!r}, must be a (P, 1) float32 tile")
         check_dtype("range_select", label, bound, (float32,))
     if on_false_value != FLOAT32_MIN:
-        raise ConstraintError(f"range_select: on_false_value is {on_false_value!r}, must be {FLOAT32_MIN!r}",
-                              hint="leave it out; the hardware knows no other value")  # fmt: skip
+        raise ConstraintError(
+            f"range_select: on_false_value is {on_false_value!r}, must be {FLOAT32_MIN!r}",
+            hint="leave it out; the hardware knows no other value",
+        )
     _check_maximum("range_select", reduce_op)
     values = read(on_true_tile)
     partitions = values.shape[0]
     free = values.size // partitions
     if range_start + free > 2**24:
-        raise ConstraintError(f"range_select: position {range_start + free} exceeds 2**24, where float32 counts exactly")
+        raise ConstraintError(
+            f"range_select: position {range_start + free} exceeds 2**24, where float32 counts exactly"
+        )
     positions = np.arange(range_start, range_start + free, dtype=np.int64).astype(FLOAT32)
     rows = values.reshape(partitions, free)
     inside = comp_op0.alu(positions, scalar_or_vector("range_select", "bound0", bound0, rows)) & comp_op1.alu(
@@ -172,18 +180,28 @@ def tensor_scalar_reduce(
     if check_operator(opcode, op0, unary=False).bitwise:
         raise ConstraintError(f"{opcode}: op0 {op0!r} is bitwise, must be arithmetic")
     if reverse0:
-        raise ConstraintError(f"{opcode}: reverse0 is not supported by the hardware", hint="use nisa.tensor_scalar")
+        raise ConstraintError(
+            f"{opcode}: reverse0 is not supported by the hardware", hint="use nisa.tensor_scalar"
+        )
     if reduce_op not in (add, multiply, maximum, minimum):
-        raise ConstraintError(f"{opcode}: reduce_op {reduce_op!r} must be nl.add, multiply, maximum or minimum")
+        raise ConstraintError(
+            f"{opcode}: reduce_op {reduce_op!r} must be nl.add, multiply, maximum or minimum"
+        )
     values = read(data)
     operands = [dst, data]
     if isinstance(operand0, NkiTensor):
         check_dtype(opcode, "operand0", operand0, (float32,))
         operands.append(operand0)
-    results = np.asarray(op0.alu(values, scalar_or_vector(opcode, "operand0", operand0, values)), dtype=FLOAT32)
+    results = np.asarray(
+        op0.alu(values, scalar_or_vector(opcode, "operand0", operand0, values)), dtype=FLOAT32
+    )
     if (reduce_cmd is Reduce.load_reduce) != (reduce_init is not None):
-        raise ConstraintError(f"{opcode}: reduce_init goes with reduce_cmd=nisa.reduce_cmd.load_reduce, and only there")
-    _reduce_rows(opcode, results, reduce_op, reduce_cmd, reduce_res, operands, reduce_init, negate=reduce_res_negate)
+        raise ConstraintError(
+            f"{opcode}: reduce_init goes with reduce_cmd=nisa.reduce_cmd.load_reduce, and only there"
+        )
+    _reduce_rows(
+        opcode, results, reduce_op, reduce_cmd, reduce_res, operands, reduce_init, negate=reduce_res_negate
+    )
     write(dst, results)
     return record(opcode, engine.vector, operands, name)
 
@@ -239,9 +257,11 @@ def _starting_registers(
         raise ConstraintError(f"{opcode}: reduce_cmd {command!r} cannot be used here")
     registers = run.accumulators.get(engine.vector)
     if registers is None:
-        raise UnwrittenReadError(f"{opcode}: the accumulator registers of VectorE were never reset, or an instruction "
-                                 "with reduce_cmd idle has disturbed them",
-                                 hint="start with reduce_cmd=nisa.reduce_cmd.reset_reduce")  # fmt: skip
+        raise UnwrittenReadError(
+            f"{opcode}: the accumulator registers of VectorE were never reset, or an instruction "
+            "with reduce_cmd idle has disturbed them",
+            hint="start with reduce_cmd=nisa.reduce_cmd.reset_reduce",
+        )
     return registers[:partitions]
 
 
@@ -253,16 +273,27 @@ def _keep(run: Run, registers: np.ndarray) -> None:
 
 
 def _reduce_rows(
-    opcode: str, values: np.ndarray, op: Operator, command: reduce_cmd, reduce_res: NkiTensor | None,
-    operands: list[NkiTensor], initial: Any = None, *, negate: bool = False,
-) -> None:  # fmt: skip
+    opcode: str,
+    values: np.ndarray,
+    op: Operator,
+    command: reduce_cmd,
+    reduce_res: NkiTensor | None,
+    operands: list[NkiTensor],
+    initial: Any = None,
+    *,
+    negate: bool = False,
+) -> None:
     """Reduce each partition's values into the registers, and into reduce_res if it is given."""
     run = current_run()
     if command is Reduce.idle:
-        run.accumulators.pop(engine.vector, None)  # idle may still modify the registers (select_reduce documentation)
+        run.accumulators.pop(
+            engine.vector, None
+        )  # idle may still modify the registers (select_reduce documentation)
         if reduce_res is not None:
-            raise ConstraintError(f"{opcode}: reduce_res {reduce_res!r} is given, but reduce_cmd is idle",
-                                  hint="pass reduce_cmd=nisa.reduce_cmd.reset_reduce")  # fmt: skip
+            raise ConstraintError(
+                f"{opcode}: reduce_res {reduce_res!r} is given, but reduce_cmd is idle",
+                hint="pass reduce_cmd=nisa.reduce_cmd.reset_reduce",
+            )
         return
     partitions = values.shape[0]
     start = _starting_registers(opcode, run, partitions, op, command, initial)
@@ -274,5 +305,3 @@ def _reduce_rows(
         check_destination(opcode, "reduce_res", reduce_res)
         write(reduce_res, -registers if negate else registers)
         operands.append(reduce_res)
-
-

@@ -28,8 +28,10 @@ def bn_stats(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiIns
     partitions = data.array.shape[0]
     rows = read(data).reshape(partitions, -1)
     if rows.shape[1] > 512:
-        raise ConstraintError(f"bn_stats: data {data!r} has {rows.shape[1]} elements per partition, at most 512",
-                              hint="run it on pieces of 512 and join them with one nisa.bn_aggr")  # fmt: skip
+        raise ConstraintError(
+            f"bn_stats: data {data!r} has {rows.shape[1]} elements per partition, at most 512",
+            hint="run it on pieces of 512 and join them with one nisa.bn_aggr",
+        )
     _check_free("bn_stats", "dst", dst, partitions, 6)
     statistics = np.zeros((partitions, 6), dtype=FLOAT32)
     for first in (0, 1):
@@ -37,7 +39,9 @@ def bn_stats(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiIns
         if part.shape[1]:
             mean = part.mean(axis=1, dtype=FLOAT32)
             squares = np.square(part - mean[:, None]).sum(axis=1, dtype=FLOAT32)
-            statistics[:, 3 * first : 3 * first + 3] = np.stack([np.full_like(mean, part.shape[1]), mean, squares], 1)
+            statistics[:, 3 * first : 3 * first + 3] = np.stack(
+                [np.full_like(mean, part.shape[1]), mean, squares], 1
+            )
     write(dst, statistics)
     return record("bn_stats", engine.vector, (dst, data), name)
 
@@ -79,7 +83,9 @@ def tensor_tensor_scan(
     partitions = data0.array.shape[0]
     first = read(data0).reshape(partitions, -1)
     second = read_like(data1, first.shape)
-    state = np.broadcast_to(scalar_or_vector("tensor_tensor_scan", "initial", initial, first), (partitions, 1))[:, 0]
+    state = np.broadcast_to(
+        scalar_or_vector("tensor_tensor_scan", "initial", initial, first), (partitions, 1)
+    )[:, 0]
     results = np.empty(first.shape, dtype=FLOAT32)
     for column in range(first.shape[1]):
         inner = op0.alu(state, first[:, column]) if reverse0 else op0.alu(first[:, column], state)
@@ -103,19 +109,29 @@ def nc_stream_shuffle(
     from_partitions, to_partitions = src.array.shape[0], dst.array.shape[0]
     free = src.size // from_partitions
     if dst.size // to_partitions != free:
-        raise ConstraintError(f"{opcode}: dst {dst!r} and src {src!r} must have equally many elements per partition")
+        raise ConstraintError(
+            f"{opcode}: dst {dst!r} and src {src!r} must have equally many elements per partition"
+        )
     active = -(-max(from_partitions, to_partitions) // QUADRANT) * QUADRANT
     step = 32 if active == 32 else 64 if active == 64 else 128
     for label, tile in (("dst", dst), ("src", src)):
         if tile.start % step:
-            raise ConstraintError(f"{opcode}: {label} {tile!r} starts at partition {tile.start}; {active} active "
-                                  f"partitions start at {', '.join(str(s) for s in range(0, 128, step))}")  # fmt: skip
-    moves = [(q * 32 + i, q * 32 + entry) for q in range(active // 32) for i, entry in enumerate(mask)
-             if entry != UNCHANGED and q * 32 + i < to_partitions]  # fmt: skip
+            raise ConstraintError(
+                f"{opcode}: {label} {tile!r} starts at partition {tile.start}; {active} active "
+                f"partitions start at {', '.join(str(s) for s in range(0, 128, step))}"
+            )
+    moves = [
+        (q * 32 + i, q * 32 + entry)
+        for q in range(active // 32)
+        for i, entry in enumerate(mask)
+        if entry != UNCHANGED and q * 32 + i < to_partitions
+    ]
     beyond = [source for _, source in moves if source >= from_partitions]
     if beyond:
-        raise ConstraintError(f"{opcode}: the mask reads partition {beyond[0]} of src {src!r}",
-                              hint="use 255 for the partitions that have no source")  # fmt: skip
+        raise ConstraintError(
+            f"{opcode}: the mask reads partition {beyond[0]} of src {src!r}",
+            hint="use 255 for the partitions that have no source",
+        )
     targets, sources = [target for target, _ in moves], [source for _, source in moves]
     used = NkiTensor(src.array[min(sources) : max(sources) + 1], src.storage, src.dtype) if sources else src
     check_source(opcode, "src", used)

@@ -22,14 +22,18 @@ class Kernel:
         self.__wrapped__ = function
 
     def __call__(self, *arrays: Any, **attributes: Any) -> Any:
-        raise SimulatorError(f"kernel `{self.__name__}` is called directly",
-                             hint="run it with run_kernel(kernel, ...) or simulate(kernel)(...); inside another "
-                             "kernel call a plain function")  # fmt: skip
+        raise SimulatorError(
+            f"kernel `{self.__name__}` is called directly",
+            hint="run it with run_kernel(kernel, ...) or simulate(kernel)(...); inside another "
+            "kernel call a plain function",
+        )
 
     def __getitem__(self, lnc: int) -> Kernel:
         if lnc != 1:
-            raise UnsupportedError(f"kernel `{self.__name__}` is launched on {lnc} cores; one core is simulated",
-                                   hint="launch with kernel[1]")  # fmt: skip
+            raise UnsupportedError(
+                f"kernel `{self.__name__}` is launched on {lnc} cores; one core is simulated",
+                hint="launch with kernel[1]",
+            )
         return self
 
     def __repr__(self) -> str:
@@ -40,7 +44,9 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Mark a kernel. Options of the real decorator are accepted; removed ones are refused."""
     for removed in ("mode", "platform_target"):
         if removed in options:
-            raise UnsupportedError(f"nki.jit no longer takes `{removed}`", hint="choose the target when running")
+            raise UnsupportedError(
+                f"nki.jit no longer takes `{removed}`", hint="choose the target when running"
+            )
     return Kernel(function) if function is not None else Kernel
 
 

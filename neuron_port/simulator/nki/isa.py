@@ -89,10 +89,27 @@ def get_nc_sub_version() -> int:
     return 0
 
 
-NOT_SIMULATED = frozenset({
-    "nc_matmul_mx", "activate2", "local_gather", "rng", "dropout", "set_rng_seed", "rand_set_state", "rand_get_state", "rand2", "exponential", "sequence_bounds",
-    "core_barrier", "dma_compute", "quantize_mx", "sendrecv", "nonzero_with_count", "topk",
-})  # fmt: skip
+NOT_SIMULATED = frozenset(
+    {
+        "nc_matmul_mx",
+        "activate2",
+        "local_gather",
+        "rng",
+        "dropout",
+        "set_rng_seed",
+        "rand_set_state",
+        "rand_get_state",
+        "rand2",
+        "exponential",
+        "sequence_bounds",
+        "core_barrier",
+        "dma_compute",
+        "quantize_mx",
+        "sendrecv",
+        "nonzero_with_count",
+        "topk",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -38,16 +38,13 @@ from neuron_port.simulator.memory import Allocation as _Allocation
 from neuron_port.simulator.memory import MemoryRegion
 from neuron_port.simulator.memory import Storage as _Storage
 from neuron_port.simulator.nki.mathematics import (
-    divide,
     expand_dims,
-    fmod,
     load,
     load_transpose2d,
     matmul,
     max,
     mean,
     min,
-    mod,
     prod,
     store,
     sum,
@@ -160,39 +157,59 @@ def ndarray(
         _check_tile(run.target, allocation)
         if address is not None:
             _check_address(run.target, allocation, address)
+            allocation.start_partition = address[0]
     if any(not isinstance(size, int | _np.integer) or size < 1 for size in sizes) or not sizes:
         raise _ConstraintError(f"{allocation!r} has a shape that is not made of positive integers")
     run.allocations.append(allocation)
     array = _np.empty(sizes, dtype.held)
-    return NkiTensor(array, _Storage(array, allocation), dtype)
+    return NkiTensor(array, _Storage(array, allocation), dtype, allocation.start_partition)
 
 
 def _check_tile(target: Any, allocation: _Allocation) -> None:
     shape = allocation.shape
     if not 2 <= len(shape) <= 5:
-        raise _ConstraintError(f"{allocation!r} has {len(shape)} dimensions; a tile on chip has 2 to 5",
-                               hint="shape[0] is the partition dimension; use (n, 1) for a column")  # fmt: skip
+        raise _ConstraintError(
+            f"{allocation!r} has {len(shape)} dimensions; a tile on chip has 2 to 5",
+            hint="shape[0] is the partition dimension; use (n, 1) for a column",
+        )
     if shape[0] > target.partitions:
-        raise _ConstraintError(f"{allocation!r} has {shape[0]} partitions, at most {target.partitions}",
-                               hint="put the tile index into a free dimension: (128, tiles, columns)")  # fmt: skip
-    limit = (target.sbuf_usable_bytes_per_partition if allocation.buffer is sbuf
-             else target.psum_banks * target.psum_bank_bytes)  # fmt: skip
+        raise _ConstraintError(
+            f"{allocation!r} has {shape[0]} partitions, at most {target.partitions}",
+            hint="put the tile index into a free dimension: (128, tiles, columns)",
+        )
+    limit = (
+        target.sbuf_usable_bytes_per_partition
+        if allocation.buffer is sbuf
+        else target.psum_banks * target.psum_bank_bytes
+    )
     if allocation.bytes_per_partition > limit:
-        raise _CapacityError(f"{allocation!r} takes {allocation.bytes_per_partition} bytes per partition; "
-                             f"{allocation.buffer.name.upper()} of {target.name} has {limit}",
-                             hint="loop over smaller tiles")  # fmt: skip
+        raise _CapacityError(
+            f"{allocation!r} takes {allocation.bytes_per_partition} bytes per partition; "
+            f"{allocation.buffer.name.upper()} of {target.name} has {limit}",
+            hint="loop over smaller tiles",
+        )
 
 
 def _check_address(target: Any, allocation: _Allocation, address: tuple[int, int]) -> None:
     partition, offset = address
     if allocation.buffer is psum and offset % target.psum_bank_bytes:
-        raise _ConstraintError(f"{allocation!r} at byte {offset} of a partition does not start on a PSUM bank",
-                               hint="use a multiple of nl.tile_size.psum_bank_fmax_bytes")  # fmt: skip
-    limit = (target.sbuf_usable_bytes_per_partition if allocation.buffer is sbuf
-             else target.psum_banks * target.psum_bank_bytes)  # fmt: skip
-    if partition + allocation.shape[0] > 128 or offset + allocation.bytes_per_partition > limit or partition % 32:
-        raise _ConstraintError(f"{allocation!r} does not fit at address {address}",
-                               hint="start partitions are 0, 32, 64, 96")  # fmt: skip
+        raise _ConstraintError(
+            f"{allocation!r} at byte {offset} of a partition does not start on a PSUM bank",
+            hint="use a multiple of nl.tile_size.psum_bank_fmax_bytes",
+        )
+    limit = (
+        target.sbuf_usable_bytes_per_partition
+        if allocation.buffer is sbuf
+        else target.psum_banks * target.psum_bank_bytes
+    )
+    if (
+        partition + allocation.shape[0] > 128
+        or offset + allocation.bytes_per_partition > limit
+        or partition % 32
+    ):
+        raise _ConstraintError(
+            f"{allocation!r} does not fit at address {address}", hint="start partitions are 0, 32, 64, 96"
+        )
 
 
 def full(
@@ -220,12 +237,16 @@ def ones(shape: Sequence[int], dtype: Any, buffer: MemoryRegion = sbuf, name: st
     return full(shape, 1, dtype, buffer, name)
 
 
-def empty_like(x: NkiTensor, dtype: Any = None, buffer: MemoryRegion | None = None, name: str = "") -> NkiTensor:
+def empty_like(
+    x: NkiTensor, dtype: Any = None, buffer: MemoryRegion | None = None, name: str = ""
+) -> NkiTensor:
     """An unwritten tensor of x's shape, and of its dtype and memory unless given."""
     return ndarray(x.shape, dtype or x.dtype, buffer or x.buffer, name)
 
 
-def zeros_like(x: NkiTensor, dtype: Any = None, buffer: MemoryRegion | None = None, name: str = "") -> NkiTensor:
+def zeros_like(
+    x: NkiTensor, dtype: Any = None, buffer: MemoryRegion | None = None, name: str = ""
+) -> NkiTensor:
     """A tensor of zeros of x's shape."""
     return zeros(x.shape, dtype or x.dtype, buffer or x.buffer, name)
 
@@ -308,8 +329,9 @@ def fori_loop(lower: Any, upper: Any, body_fun: Any, step: int = 1) -> None:
     for value in range(first, last, step):
         register = _VirtualRegister(value)
         if body_fun(register) is not None:
-            raise _ConstraintError("nl.fori_loop: the body returns a value",
-                                   hint="carry state through SBUF or HBM")  # fmt: skip
+            raise _ConstraintError(
+                "nl.fori_loop: the body returns a value", hint="carry state through SBUF or HBM"
+            )
 
 
 def while_loop(init: Any, body_fun: Any) -> None:
@@ -322,11 +344,33 @@ def while_loop(init: Any, body_fun: Any) -> None:
 # ---- operator tokens -----------------------------------------------------------------------------------------------
 
 
-_NOT_SIMULATED = frozenset({
-    "abs_max", "abs_min", "all", "broadcast_to", "ceil", "cos", "dropout", "dynamic_range", "float4_e2m1fn_x4",
-    "float8_e4m3fn_x4", "float8_e5m2_x4", "floor", "gather_flattened", "logical_not", "negative", "rand",
-    "random_seed", "rms_norm", "softmax", "tan", "trunc", "var", "where",
-})  # fmt: skip
+_NOT_SIMULATED = frozenset(
+    {
+        "abs_max",
+        "abs_min",
+        "all",
+        "broadcast_to",
+        "ceil",
+        "cos",
+        "dropout",
+        "dynamic_range",
+        "float4_e2m1fn_x4",
+        "float8_e4m3fn_x4",
+        "float8_e5m2_x4",
+        "floor",
+        "gather_flattened",
+        "logical_not",
+        "negative",
+        "rand",
+        "random_seed",
+        "rms_norm",
+        "softmax",
+        "tan",
+        "trunc",
+        "var",
+        "where",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -339,10 +383,10 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "MemoryRegion", "NKIObject", "NkiTensor", "affine_range", "bfloat16", "bool_", "device_print", "divide", "ds",
+    "MemoryRegion", "NKIObject", "NkiTensor", "affine_range", "bfloat16", "bool_", "device_print", "ds",
     "empty_like", "expand_dims", "float16", "float32", "float8_e4m3", "float8_e4m3fn", "float8_e5m2",
-    "float8_e8m0fnu", "fmod", "fori_loop", "full", "hbm", "int16", "int32", "int8", "is_hbm", "is_on_chip",
-    "is_psum", "is_sbuf", "load", "load_transpose2d", "matmul", "max", "mean", "min", "mod", "ndarray",
+    "float8_e8m0fnu", "fori_loop", "full", "hbm", "int16", "int32", "int8", "is_hbm", "is_on_chip",
+    "is_psum", "is_sbuf", "load", "load_transpose2d", "matmul", "max", "mean", "min", "ndarray",
     "no_reorder", "num_programs", "ones", "private_hbm", "prod", "program_id", "program_ndim", "psum", "sbuf",
     "sequential_range", "shared_constant", "shared_hbm", "shared_identity_matrix", "static_range", "store", "sum",
     "tfloat32", "tile_size", "transpose", "uint16", "uint32", "uint8", "while_loop", "zeros", "zeros_like",

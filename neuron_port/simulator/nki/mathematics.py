@@ -14,7 +14,7 @@ from neuron_port.simulator.dtypes import float32
 from neuron_port.simulator.errors import ConstraintError, UnsupportedError
 from neuron_port.simulator.instructions.activations import ACTIVATIONS
 from neuron_port.simulator.instructions.dma import dma_copy
-from neuron_port.simulator.instructions.operators import OPERATORS, Operator, add, maximum, minimum, multiply
+from neuron_port.simulator.instructions.operators import COMPILE_NOT, OPERATORS, Operator, add, maximum, minimum, multiply
 from neuron_port.simulator.instructions.scalar_engine import activation
 from neuron_port.simulator.instructions.tensor_engine import nc_matmul, nc_transpose
 from neuron_port.simulator.instructions.vector_engine import (
@@ -28,7 +28,6 @@ from neuron_port.simulator.memory import MemoryRegion
 from neuron_port.simulator.tensor import NkiTensor
 
 SBUF, PSUM = MemoryRegion.sbuf, MemoryRegion.psum
-COMPILE_NOT = ("divide", "mod", "fmod")  # accepted by name, refused by the compiler (release notes 0.3, 0.4)
 
 
 def _new(shape: Sequence[int], dtype: Any, buffer: MemoryRegion = SBUF) -> NkiTensor:
@@ -79,20 +78,23 @@ def attach_wrappers() -> None:
             op.wrapper = _unary(op)
         elif op.alu is not None:
             op.wrapper = _binary(op)
+        elif op.name in COMPILE_NOT:
+            op.wrapper = _refuse(op.name)
 
 
 def _refuse(name: str) -> Callable[..., Any]:
     def refuse(*_: Any, **__: Any) -> Any:
-        raise UnsupportedError(f"nl.{name} does not compile in NKI 0.6", hint="multiply by nl.reciprocal instead")
+        raise UnsupportedError(
+            f"nl.{name} does not compile in NKI 0.6", hint="multiply by nl.reciprocal instead"
+        )
 
     return refuse
 
 
-divide, mod, fmod = (_refuse(name) for name in COMPILE_NOT)
-
-
 def _reduce(op: Operator) -> Callable[..., NkiTensor]:
-    def apply(x: NkiTensor, axis: int | Sequence[int], dtype: Any = None, keepdims: bool = False) -> NkiTensor:
+    def apply(
+        x: NkiTensor, axis: int | Sequence[int], dtype: Any = None, keepdims: bool = False
+    ) -> NkiTensor:
         """x reduced over its last free dimensions `axis`."""
         axes = sorted(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
         kept = list(x.shape[: axes[0]])
@@ -104,7 +106,7 @@ def _reduce(op: Operator) -> Callable[..., NkiTensor]:
     return apply
 
 
-sum, max, min, prod = (_reduce(op) for op in (add, maximum, minimum, multiply))  # noqa: A001 - AWS's names
+sum, max, min, prod = (_reduce(op) for op in (add, maximum, minimum, multiply))
 
 
 def mean(x: NkiTensor, axis: int | Sequence[int], dtype: Any = None, keepdims: bool = False) -> NkiTensor:
@@ -126,7 +128,9 @@ def load(src: NkiTensor, dtype: Any = None) -> NkiTensor:
 def store(dst: NkiTensor, value: NkiTensor) -> None:
     """Write an SBUF tile to HBM."""
     if not isinstance(value, NkiTensor) or value.buffer is not SBUF:
-        raise ConstraintError(f"nl.store: value {value!r} must be a tile in SBUF", hint="copy PSUM with nl.copy first")
+        raise ConstraintError(
+            f"nl.store: value {value!r} must be a tile in SBUF", hint="copy PSUM with nl.copy first"
+        )
     dma_copy(dst, value)
 
 
@@ -140,7 +144,9 @@ def load_transpose2d(src: NkiTensor, dtype: Any = None) -> NkiTensor:
 def transpose(x: NkiTensor, dtype: Any = None) -> NkiTensor:
     """The transpose of a 2-D tile, in PSUM."""
     if dtype is not None and dtype != x.dtype:
-        raise UnsupportedError(f"nl.transpose of {x!r} with another dtype", hint="convert with nl.copy afterwards")
+        raise UnsupportedError(
+            f"nl.transpose of {x!r} with another dtype", hint="convert with nl.copy afterwards"
+        )
     result = _new((x.shape[1], x.shape[0]), x.dtype, PSUM)
     nc_transpose(result, x)
     return result
@@ -149,8 +155,10 @@ def transpose(x: NkiTensor, dtype: Any = None) -> NkiTensor:
 def matmul(x: NkiTensor, y: NkiTensor, transpose_x: bool = False) -> NkiTensor:
     """x transposed @ y in PSUM; only transpose_x=True compiles."""
     if not transpose_x:
-        raise UnsupportedError("nl.matmul without transpose_x=True does not compile in NKI 0.6",
-                               hint="transpose x first: stationary is [K, M]")  # fmt: skip
+        raise UnsupportedError(
+            "nl.matmul without transpose_x=True does not compile in NKI 0.6",
+            hint="transpose x first: stationary is [K, M]",
+        )
     result = _new((x.shape[1], y.shape[1]), float32, PSUM)
     nc_matmul(result, x, y)
     return result

@@ -1,0 +1,47 @@
+# Everything a person types. Each target does its own set-up: Python 3.11 or newer is all that must be there.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types format bench clean help
+
+help:
+	@echo "make demo    convert SmolLM2-135M end to end and prove it (main job)"
+	@echo "make test    run the tests"
+	@echo "make check   linters and type checker"
+	@echo "make bench   benchmarks, side by side with what one would use instead"
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[verify,dev]"
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/neuron-port convert smollm2-135m --output bundles/smollm2-135m
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: lint types
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/simulator_speed.py
+	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/conversion.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

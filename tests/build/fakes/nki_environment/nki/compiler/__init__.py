@@ -1,0 +1,1 @@
+"""The compiler half of the stand-in."""

@@ -1,0 +1,5 @@
+"""The front end of the stand-in."""
+
+
+class ParserFrontend:
+    pass

@@ -1,0 +1,106 @@
+"""Matching is decided by numbers: a layer that only looks like a recipe is not taken for it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import LlamaConfig, Qwen2Config
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from neuron_port.errors import RecipeError
+from neuron_port.match.matcher import match
+from neuron_port.walk.walker import build_skeleton, walk
+from tests.conftest import TINY_LLAMA
+
+
+def decide(model, registry, **options):
+    walks = [walk(model, "tiny", phase, batch=1, sequence_length=8, cache_length=16) for phase in ("prefill", "decode")]
+    parameters = [name for name, _ in model.named_parameters()]
+    options = {"target": "trn2", "generation": "gen3", "parameters": parameters} | options
+    plan = match(walks, registry, **options)
+    return plan, {**plan.by_layer(walks[1].graph), **plan.by_layer(walks[0].graph)}
+
+
+def tiny(**changes):
+    return build_skeleton(LlamaConfig(**(TINY_LLAMA | changes)), torch.float32)
+
+
+def test_every_layer_of_llama_has_a_recipe(registry):
+    """Only the rotary table is left to the compiler, and every parameter is consumed."""
+    plan, _ = decide(tiny(), registry)
+    assert {item.layers[0] for item in plan.matches if item.decision == "compiler"} == {"model.rotary_emb"}
+    assert plan.unused_parameters == ()
+
+
+def test_an_mlp_is_taken_whole(registry):
+    """The gated MLP is one match; its projections are not matched again."""
+    _, by_layer = decide(tiny(), registry)
+    assert by_layer["model.layers.0.mlp"].recipe == "gated_mlp"
+    assert "model.layers.0.mlp.gate_proj" not in by_layer
+    roles = by_layer["model.layers.0.mlp"].weights
+    assert {role: source.name for role, source in roles.items()} == {
+        "gate": "gate_proj.weight",
+        "up": "up_proj.weight",
+        "down": "down_proj.weight",
+    }
+
+
+def test_a_norm_with_another_formula_is_refused_although_its_class_says_otherwise(registry, monkeypatch):
+    """LlamaRMSNorm that secretly computes (1 + w) x is not an rms_norm."""
+    original = LlamaRMSNorm.forward
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: original(self, x) + x * 1e-3)
+    _, by_layer = decide(tiny(), registry)
+    refused = by_layer["model.norm"]
+    assert refused.decision == "compiler"
+    assert "rms_norm computes something else" in refused.reason
+
+
+def test_another_activation_is_refused(registry):
+    """A gated MLP with tanh-approximated gelu is not one with silu; its projections are still linear."""
+    _, by_layer = decide(tiny(hidden_act="gelu_pytorch_tanh"), registry)
+    assert "model.layers.0.mlp" not in by_layer
+    assert by_layer["model.layers.0.mlp.gate_proj"].recipe == "linear"
+
+
+def test_biases_are_bound(registry):
+    """Qwen2's biased projections are linear layers with a bias role, its output projection has none."""
+    config = Qwen2Config(**{key: value for key, value in TINY_LLAMA.items() if key not in ("architectures", "model_type")})
+    _, by_layer = decide(build_skeleton(config, torch.float32), registry)
+    assert set(by_layer["model.layers.0.self_attn.q_proj"].weights) == {"weight", "bias"}
+    assert set(by_layer["model.layers.0.self_attn.o_proj"].weights) == {"weight"}
+
+
+def test_a_sliding_window_is_no_plain_causal_attention(registry):
+    """Attention with a window goes to the compiler, with a reason."""
+    from transformers import MistralConfig
+
+    values = {key: value for key, value in TINY_LLAMA.items() if key not in ("architectures", "model_type")}
+    config = MistralConfig(**values, sliding_window=4)
+    _, by_layer = decide(build_skeleton(config, torch.float32), registry)
+    assert by_layer["model.layers.0.self_attn#attention"].decision == "compiler"
+
+
+def test_a_recipe_can_be_excluded(registry):
+    """--compiler linear leaves projections to the compiler and says that the user did it."""
+    _, by_layer = decide(tiny(), registry, refused=("linear",))
+    assert by_layer["lm_head"].decision == "compiler"
+    assert "excluded by the user" in by_layer["lm_head"].reason
+
+
+def test_excluding_an_unknown_recipe_names_the_nearest(registry):
+    """A misspelt --compiler is refused with a suggestion."""
+    with pytest.raises(RecipeError) as raised:
+        decide(tiny(), registry, refused=("linaer",))
+    assert "linaer" in raised.value.message
+    assert "`linear`" in str(raised.value.hint)
+
+
+def test_the_probe_does_not_touch_the_model(registry):
+    """Matching leaves the skeleton's parameters on the meta device and its modules unwrapped."""
+    model = tiny()
+    keys = set(vars(model.model.layers[0].mlp))
+    decide(copy.copy(model), registry)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert set(vars(model.model.layers[0].mlp)) == keys
