@@ -5,18 +5,27 @@ Both take and return torch tensors, so that `Recipe.forward`, the torch custom o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 
 from neuron_port.registry import RegisteredRecipe
 from neuron_port.simulator import HbmArray, KernelRun, load_kernel_source, run_kernel, to_hbm
 from neuron_port.types import Kernel
 
 Operator = Callable[..., Any]
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """A tile's product takes a few hundred microseconds: threads cost it more than they give (measured: 4x slower)."""
+    return ThreadpoolController()
+
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -63,7 +72,8 @@ class SimulatedOperator:
         values = dict(zip((*self.tensor_arguments, *self.attribute_arguments), args, strict=False)) | attributes
         tensors = [self._hbm(values[name]) for name in self.tensor_arguments if values.get(name) is not None]
         options = {name: values[name] for name in self.attribute_arguments if name in values}
-        run = run_kernel(self._function, *tensors, target=self.target, **options)
+        with _blas().limit(limits=1, user_api="blas"):
+            run = run_kernel(self._function, *tensors, target=self.target, **options)
         self.observe(run)
         results = tuple(to_torch(output) for output in run.outputs)
         return results[0] if len(results) == 1 else results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -56,6 +56,7 @@ def write_bundle(
     weights: WeightsMode,
     derived_weights: Mapping[str, np.ndarray],
     stages: Sequence[Mapping[str, Any]],
+    pages: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> Artifact:
     """Write a portable bundle to `destination`, whole or not at all.
 
@@ -66,6 +67,7 @@ def write_bundle(
         weights: "copy", "link" or "reference" (weights.lock.json only).
         derived_weights: tensors that no checkpoint file holds; graphs read them as "derived:<name>".
         stages: {"name", "seconds", "reused"} of every stage of the conversion.
+        pages: file name -> writer, for what people look at; written last and hashed like every other file.
 
     Raises: UsageError (destination, target), ParityError (unproven kernel, failed report), RecipeError,
         CheckpointError (weights), LoweringError (graph and interface disagree), StorageError (disk).
@@ -85,6 +87,8 @@ def write_bundle(
             derived=derived_weights, graphs=graphs, source=source,
         )  # fmt: skip
         _write_build(folder / "build", [graph.spec for graph in graphs], checkpoint, target, dtype)
+        for name, write_page in (pages or {}).items():
+            write_page(folder / name)
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "state": "portable",

@@ -1,8 +1,8 @@
 """Builds one HLO computation instruction by instruction: what operator lowerings are written with.
 
-Values are numbered: an instruction that repeats an earlier one (same opcode, operands, attributes) is that earlier one.
-Infinite constants never enter a graph: they become the dtype's largest finite value of that sign, because Neuron's
-transposes turn infinities into NaN.
+Values are numbered: an instruction that repeats an earlier one (same opcode, operands, attributes) is that
+earlier one. Infinite constants never enter a graph: they become the dtype's largest finite value of that
+sign, because Neuron's transposes turn infinities into NaN.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Value:
 
 
 class Builder:
-    """Instructions of the entry computation, and the small computations that reduce, sort and scatter call."""
+    """Instructions of the entry computation, and the small functions that reduce, sort and scatter call."""
 
     def __init__(self) -> None:
         self.instructions: dict[int, Instruction] = {}
@@ -50,7 +50,8 @@ class Builder:
         self._numbers: dict[Any, int] = {}
         self._next_id = 1
 
-    # -- instructions ------------------------------------------------------------------------------------------------
+    # -- instructions
+    # ------------------------------------------------------------------------------------------------
 
     def add(self, opcode: str, shape: Shape, operands: Sequence[int] = (), **attributes: Any) -> int:
         """Append an instruction and return its id; an equal earlier instruction is reused."""
@@ -98,7 +99,8 @@ class Builder:
             return self.compare("NE", value, self.constant(0, value.dtype))
         return self.op("convert", dtype, value.shape, value)
 
-    # -- constants ---------------------------------------------------------------------------------------------------
+    # -- constants
+    # ---------------------------------------------------------------------------------------------------
 
     def constant(self, value: Any, dtype: str) -> Value:
         """A literal from a Python number or a CPU tensor of at most `LITERAL_LIMIT_BYTES`.
@@ -126,7 +128,8 @@ class Builder:
         """A tensor that counts 0, 1, 2 .. along `axis`."""
         return self.op("iota", dtype, shape, dimensions=[axis])
 
-    # -- shapes ------------------------------------------------------------------------------------------------------
+    # -- shapes
+    # ------------------------------------------------------------------------------------------------------
 
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
         return value if value.shape == tuple(shape) else self.op("reshape", value.dtype, shape, value)
@@ -179,13 +182,14 @@ class Builder:
         constant = self.constant(fill, value.dtype)
         return self.op("pad", value.dtype, shape, value, constant, padding_config={"dimensions": edges})
 
-    # -- matrices and reductions -------------------------------------------------------------------------------------
+    # -- matrices and reductions
+    # -------------------------------------------------------------------------------------
 
     def matmul(self, left: Value, right: Value) -> Value:
-        """[.., M, K] x [.., K, N] -> [.., M, N] with equal leading axes; a transposed operand is read in place.
+        """[.., M, K] x [.., K, N] -> [.., M, N], leading axes equal; a transposed operand is read in place.
 
-        The result keeps the operands' dtype. In bf16 that is one rounding of a float32 sum, on TensorE (PSUM is
-        float32), on XLA-CPU and in torch alike, and it is the form that torch-xla hands to neuronx-cc.
+        The result keeps the operands' dtype. In bf16 that is one rounding of a float32 sum, on TensorE (PSUM
+        is float32), on XLA-CPU and in torch alike, and it is the form that torch-xla hands to neuronx-cc.
         """
         batch = left.rank - 2
         shape = [*left.shape[:-1], right.shape[-1]]
@@ -283,7 +287,7 @@ def _finite(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
         if low < limits_int.min or high > limits_int.max:
             raise LoweringError(
                 f"Constant {low} .. {high} does not fit into {dtype}",
-                hint="Integers are 32-bit on a NeuronCore: use a smaller sentinel, such as torch.iinfo(torch.int32).",
+                hint="Integers are 32-bit on a NeuronCore: stay within torch.iinfo(torch.int32).",
             )
     return tensor.to(target)
 

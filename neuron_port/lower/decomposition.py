@@ -1,4 +1,4 @@
-"""Brings an exported program into the form that the emitter reads: functional core ATen, custom operators kept."""
+"""Brings an exported program into the form that the emitter reads: core ATen, custom operators kept."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def decompose(
 def inline_references(
     program: ExportedProgram, references: Mapping[str, Callable[..., Any]]
 ) -> ExportedProgram:
-    """The decomposed program with every `torch.ops.neuron_port.<name>` in `references` replaced by its reference.
+    """The decomposed program, every `torch.ops.neuron_port.<name>` in `references` replaced by its reference.
 
     This is the form that XLA-CPU can execute: it has no kernel calls left for the named operators.
     """
@@ -75,7 +75,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Attention written out, softmax in float32: torch's own decomposition differs by device and returns statistics."""
+    """Attention written out, softmax in float32: torch's own decomposition differs by device."""
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)

@@ -1,8 +1,9 @@
 """torch.export program + interface -> the HloModuleProto bytes that neuronx-cc compiles and XLA-CPU executes.
 
-One pass over the graph: placeholders become parameters, constants or nothing; each operator is lowered by the function
-registered for it; `neuron_port` operators with a kernel become custom calls that XLA refuses to run as they stand.
-The bytes hold no metadata, no 64-bit type and no id beyond 32 bits, and are equal in every process.
+One pass over the graph: placeholders become parameters, constants or nothing; each operator is lowered by the
+function registered for it; `neuron_port` operators with a kernel become custom calls that XLA refuses to run
+as they stand. The bytes hold no metadata, no 64-bit type and no id beyond 32 bits, and are equal in every
+process.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _NO_VALUE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class KernelCall:
-    """A verified kernel that stands in for a custom operator: its entry point and the digest of its source."""
+    """A verified kernel that stands in for a custom operator: its entry point, its source's digest."""
 
     name: str
     sha256: str
@@ -61,10 +62,12 @@ def emit(program: ExportedProgram, spec: GraphSpec, *, kernels: Mapping[str, Ker
 
     Args:
         program: as torch.export gave it, or through `decompose` / `inline_references`.
-        spec: one input for each of `program_inputs(program)`, with or without the weights that nothing reads, and one
+        spec: one input for each of `program_inputs(program)`, with or without the weights that nothing reads,
+        and one
             output for each result, in order.
         kernels: custom operator name (without namespace) -> the kernel that its custom call names.
-    Raises: LoweringError for an operator without lowering, an interface that does not fit, a literal that is too large.
+    Raises: LoweringError for an operator without lowering, an interface that does not fit, a literal that is
+    too large.
     """
     return emit_module(program, spec, kernels=kernels).to_bytes()
 
@@ -98,8 +101,8 @@ class _Emitter:
             wanted = program_inputs(self.program, unread=True)
         if len(wanted) != len(self.spec.inputs):
             raise LoweringError(
-                f"Graph `{self.spec.id}` names {len(self.spec.inputs)} inputs, the program has {len(wanted)}: "
-                + ", ".join(item.placeholder for item in wanted),
+                f"Graph `{self.spec.id}` names {len(self.spec.inputs)} inputs, the program has "
+                f"{len(wanted)}: " + ", ".join(item.placeholder for item in wanted),
                 hint="Make one GraphInput for each item of program_inputs(program), in that order.",
             )
         unique("input", [item.name for item in self.spec.inputs])
@@ -200,8 +203,8 @@ class _Emitter:
             raise LoweringError(f"Graph `{self.spec.id}` has results of kind {sorted(map(str, unknown))}")
         if len(nodes) != len(self.spec.outputs):
             raise LoweringError(
-                f"Graph `{self.spec.id}` names {len(self.spec.outputs)} outputs, the program returns {len(nodes)}: "
-                + ", ".join(node.name for node in nodes),
+                f"Graph `{self.spec.id}` names {len(self.spec.outputs)} outputs, the program returns "
+                f"{len(nodes)}: {', '.join(node.name for node in nodes)}",
                 hint="Make one GraphOutput for each result of the program; written buffers come first.",
             )
         results: list[Value] = [self.values[node] for node in nodes]
@@ -244,7 +247,8 @@ def _kernel_call(
 ) -> Any:
     """The placeholder that the instance replaces by the compiled kernel.
 
-    Operands are the tensors in the operator's order; an optional tensor that was not given is null among the attributes.
+    Operands are the tensors in the operator's order; an optional tensor that was not given is null among the
+    attributes.
     """
     operands = [value.id for value in bound.values() if isinstance(value, Value)]
     attributes = {key: value for key, value in bound.items() if not isinstance(value, Value)}
@@ -268,7 +272,7 @@ def _kernel_call(
 
 
 def _check_result(node: torch.fx.Node, out: Shape, result: Any) -> None:
-    """A lowering that returns another shape than torch is our mistake; better found here than in a compiler."""
+    """Refuse another shape than torch's: our mistake, better found here than in a compiler."""
     pairs = zip(out.elements, result, strict=True) if out.dtype == "tuple" else [(out, result)]
     for expected, value in pairs:
         if (value.shape, value.dtype) != (expected.dimensions, expected.dtype):

@@ -1,7 +1,8 @@
-"""Executes HloModuleProto bytes on the CPU through XLA: the proof that a graph computes what the model computes.
+"""Executes HloModuleProto bytes on the CPU through XLA: the proof that a graph computes what its model does.
 
-jaxlib has no public interface for this without jax, so every use of its private one stands in this file. Weights are
-not copied: XLA reads the NumPy array itself when its memory is aligned to 64 bytes (torch's allocations are).
+jaxlib has no public interface for this without jax, so every use of its private one stands in this file.
+Weights are not copied: XLA reads the NumPy array itself when its memory is aligned to 64 bytes (torch's
+allocations are).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -54,6 +56,10 @@ class XlaExecutable:
             for _, item in module.instructions()
             if item.opcode == "custom-call"
         }
+        if len(self.outputs) == 1 and module.aliases:
+            # XLA's converter unpacks a tuple of one but keeps the alias's index into it; results do not
+            # depend on it.
+            hlo = replace(module, aliases=()).to_bytes()
         self._loaded = _compile(hlo, module.name, sorted(targets), optimize)
 
     @property
@@ -62,9 +68,9 @@ class XlaExecutable:
         return {name: spec for name, spec in self.inputs.items() if name not in self._bound}
 
     def bind(self, weights: Mapping[str, Array]) -> XlaExecutable:
-        """The same executable with the named inputs fixed. They are not copied when aligned: do not write to them.
+        """The same executable with the named inputs fixed. Aligned arrays are not copied: do not alter them.
 
-        Raises LoweringError for a name that is no input, an input that the graph writes, or another shape or dtype.
+        Raises LoweringError for a name that is no input, an input that the graph writes, or another type.
         """
         bound = object.__new__(XlaExecutable)
         bound.__dict__.update(self.__dict__)
@@ -80,7 +86,7 @@ class XlaExecutable:
         return bound
 
     def __call__(self, *arrays: Array) -> tuple[Array, ...]:
-        """The graph's results for its free inputs, in order. int64 inputs are narrowed to the graph's int32."""
+        """The graph's results for its free inputs, in order; int64 is narrowed to the graph's int32."""
         free = self.free_inputs
         if len(arrays) != len(free):
             raise LoweringError(
@@ -136,7 +142,7 @@ def _narrow(array: Array, spec: TensorSpec) -> Array:
     return array.astype(np.int32)
 
 
-# -- jaxlib, private from here on ----------------------------------------------------------------------------------
+# -- jaxlib, private from here on ---------------------------------------------------------------------------
 
 
 def _xla_client() -> Any:
@@ -168,7 +174,7 @@ def _compile(hlo: bytes, name: str, custom_calls: list[str], optimize: bool) -> 
     except (client.XlaRuntimeError, ValueError) as error:
         if custom_calls:
             raise LoweringError(
-                f"XLA-CPU refuses graph `{name}`: it calls kernels that have no CPU form: {', '.join(custom_calls)}",
+                f"XLA-CPU refuses graph `{name}`: kernels without a CPU form: {', '.join(custom_calls)}",
                 hint="Lower the program through inline_references to execute it on the CPU.",
             ) from error
         reason = str(error).strip().splitlines()[0]
@@ -181,7 +187,7 @@ def _compile(hlo: bytes, name: str, custom_calls: list[str], optimize: bool) -> 
 def _sharding() -> Any:
     client = _xla_client()
 
-    class OneDevice(client.SingleDeviceSharding):  # type: ignore[misc, name-defined]
+    class OneDevice(client.SingleDeviceSharding):  # type: ignore[name-defined]
         """What jax's own sharding objects answer, for one CPU device."""
 
         memory_kind = None
@@ -203,7 +209,7 @@ class _Abstract:
 
 
 def _to_device(array: Array, *, copy: bool) -> Any:
-    """The array as an XLA buffer. Buffers that a graph writes are copies, so that the caller's array stays as it is."""
+    """The array as an XLA buffer; a copy where the graph writes, so that the caller's stays as it is."""
     client = _xla_client()
     contiguous = np.ascontiguousarray(array).reshape(array.shape)
     semantics = client.HostBufferSemantics

@@ -1,4 +1,4 @@
-"""What an exported program takes and returns, in a graph's terms: which placeholders become parameters, of which type.
+"""What an exported program takes, in a graph's terms: which placeholders become parameters, of which type.
 
 Static shapes and 32-bit integers are decided here, at the boundary, once.
 """
@@ -37,8 +37,8 @@ DTYPES = {
 class ProgramInput:
     """A placeholder that becomes a parameter of the graph.
 
-    `target` is the parameter's or buffer's path in the model, `tied` the other paths of the same tensor (torch.export
-    reads a tied weight through the last of its names).
+    `target` is the parameter's or buffer's path in the model, `tied` the other paths of the same tensor
+    (torch.export reads a tied weight through the last of its names).
     """
 
     placeholder: str
@@ -51,8 +51,9 @@ class ProgramInput:
 def program_inputs(program: ExportedProgram, *, unread: bool = False) -> tuple[ProgramInput, ...]:
     """The placeholders of `program` that become parameters, in order: one GraphInput is wanted for each.
 
-    Not among them: buffers and constants of at most 1 KiB that the graph does not write (they become literals), weights
-    that nothing reads (the second name of a tied weight; kept with `unread`), and arguments that are not tensors.
+    Not among them: buffers and constants of at most 1 KiB that the graph does not write (they become
+    literals), weights that nothing reads (the second name of a tied weight; kept with `unread`), and
+    arguments that are not tensors.
     """
     found = []
     names: dict[int, list[str]] = {}
@@ -62,6 +63,11 @@ def program_inputs(program: ExportedProgram, *, unread: bool = False) -> tuple[P
     for item in program.graph_signature.input_specs:
         if isinstance(item.arg, ConstantArgument):
             continue
+        if item.kind not in _KINDS:
+            raise LoweringError(
+                f"Argument `{item.arg.name}` is a {item.kind.name.lower()}, which a graph cannot take",
+                hint="Remove side effects and custom objects from the model before exporting it.",
+            )
         shape = shape_of(nodes[item.arg.name])
         read = bool(nodes[item.arg.name].users) or item.kind == InputKind.USER_INPUT
         if shape is None or not (read or unread) or _is_literal(program, item, nodes[item.arg.name]):

@@ -1,7 +1,8 @@
-"""What neuronx-cc would say about a graph, as far as its documented error codes can be predicted from the bytes.
+"""What neuronx-cc would say about a graph, as far as its documented error codes can be predicted.
 
-Each rule is one function from the module to findings. Codes are those of the SDK's `compiler/error-codes/`; codes that
-start with `HLO_` are limits of the file format that have no code there. What cannot be predicted is listed, not hidden.
+Each rule is one function from the module to findings. Codes are those of the SDK's `compiler/error-codes/`;
+codes that start with `HLO_` are limits of the file format that have no code there. What cannot be predicted
+is listed, not hidden.
 """
 
 from __future__ import annotations
@@ -19,22 +20,43 @@ from neuron_port.lower.module import MAX_ID, Computation, Instruction, Module, S
 from neuron_port.lower.schema import LITERAL_FIELDS
 from neuron_port.types import GraphSpec
 
-# Memory that one graph can fill: inf2/trn1 32 GiB for two NeuronCore-v2; trn2 96 GiB for eight NeuronCore-v3, of which
-# a logical core (LNC=2) has two (about-neuron/arch/neuron-hardware/{trainium,inferentia2,trainium2}.rst).
+# Memory that one graph can fill: inf2/trn1 32 GiB for two NeuronCore-v2; trn2 96 GiB for eight NeuronCore-v3,
+# of which a logical core (LNC=2) has two
+# (about-neuron/arch/neuron-hardware/{trainium,inferentia2,trainium2}.rst).
 HBM_BYTES_PER_CORE = {"inf2": 16 << 30, "trn1": 16 << 30, "trn1n": 16 << 30, "trn2": 24 << 30}
 GEN3_TARGETS = ("trn2",)
 LITERAL_LIMIT_BYTES = 1024
 # Recognized by the compiler (error-codes/EVRF015.rst).
 CUSTOM_CALL_TARGETS = frozenset(
-    """AwsNeuronErf AwsNeuronGelu AwsNeuronGeluApprxTanh AwsNeuronGeluBackward AwsNeuronSilu AwsNeuronSiluBackward
-    AwsNeuronRmsNorm AwsNeuronSoftmax AwsNeuronSoftmaxBackward AwsNeuronCollectiveMatmul AwsNeuronIntMatmult
-    AwsNeuronArgMax AwsNeuronArgMin AwsNeuronTopK AwsNeuronDropoutMaskV1 AwsNeuronCustomNativeKernel AwsNeuronCustomOp
-    AwsNeuronDevicePrint ResizeNearest ResizeBilinear ResizeNearestGrad AwsNeuronLNCShardingConstraint
-    AwsNeuronTransferWithStaticRing""".split()
+    {
+        "AwsNeuronErf",
+        "AwsNeuronGelu",
+        "AwsNeuronGeluApprxTanh",
+        "AwsNeuronGeluBackward",
+        "AwsNeuronSilu",
+        "AwsNeuronSiluBackward",
+        "AwsNeuronRmsNorm",
+        "AwsNeuronSoftmax",
+        "AwsNeuronSoftmaxBackward",
+        "AwsNeuronCollectiveMatmul",
+        "AwsNeuronIntMatmult",
+        "AwsNeuronArgMax",
+        "AwsNeuronArgMin",
+        "AwsNeuronTopK",
+        "AwsNeuronDropoutMaskV1",
+        "AwsNeuronCustomNativeKernel",
+        "AwsNeuronCustomOp",
+        "AwsNeuronDevicePrint",
+        "ResizeNearest",
+        "ResizeBilinear",
+        "ResizeNearestGrad",
+        "AwsNeuronLNCShardingConstraint",
+        "AwsNeuronTransferWithStaticRing",
+    }
 )
 PLACEHOLDER_PREFIX = "neuron_port."
-# Named as unsupported in the SDK's documents (trace guide: sort; error-codes/EVRF001.rst: triangular solve), or
-# without any counterpart in its operator tables.
+# Named as unsupported in the SDK's documents (trace guide: sort; error-codes/EVRF001.rst: triangular solve),
+# or without any counterpart in its operator tables.
 UNSUPPORTED_OPCODES = {
     "sort": "Take the top k with k <= 64, which is lowered to reductions.",
     "triangular-solve": "Multiply by the inverse.",
@@ -68,7 +90,7 @@ class Finding:
 class LintReport:
     """What is in a graph and what the compiler would refuse. `to_json(report)` gives plain values.
 
-    `flops` counts matrix products and convolutions (two a multiply-add); kernel placeholders are counted apart.
+    `flops` counts matrix products and convolutions, two a multiply-add; kernel calls are counted apart.
     Without a GraphSpec, weights cannot be told from inputs and are counted in `input_bytes`.
     """
 
@@ -113,7 +135,10 @@ def lint(hlo: bytes, target: str, spec: GraphSpec | None = None) -> LintReport:
         flops=sum(_flops(computation, item) for computation, item in _with_operands(module)),
         module_bytes=len(hlo),
         findings=_grouped(hits),
-        **sizes,
+        weight_bytes=sizes["weight_bytes"],
+        state_bytes=sizes["state_bytes"],
+        input_bytes=sizes["input_bytes"],
+        output_bytes=sizes["output_bytes"],
     )
 
 
@@ -174,7 +199,7 @@ def _where(computation: Computation, item: Instruction) -> str:
     return f"{computation.name}/{item.name} {item.opcode} {item.shape}"
 
 
-# -- rules ------------------------------------------------------------------------------------------------------------
+# -- rules --------------------------------------------------------------------------------------------------
 
 
 def _types(module: Module, target: str) -> Iterator[_Hit]:

@@ -1,7 +1,8 @@
 """An HLO module as plain records, written to and read from serialized HloModuleProto bytes.
 
 The same records serve the emitter, the lint, the tests and anything that must look into a graph without XLA.
-An instruction's `attributes` keep the names and values of the proto's own fields (`dimensions`, `literal` ...).
+An instruction's `attributes` keep the names and values of the proto's own fields (`dimensions`, `literal`
+...).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Computation:
-    """A function: instructions in an order in which operands precede users, the id of the result among them."""
+    """A function: instructions, operands before users, and the id of the one that is its result."""
 
     id: int
     name: str
@@ -195,15 +196,16 @@ def _alias_message(alias: Alias) -> dict[str, Any]:
 def read_module(hlo: bytes) -> Module:
     """The module that serialized HloModuleProto bytes hold.
 
-    Raises LoweringError when the bytes end early, hold no entry computation, or refer to an id that does not exist.
+    Raises LoweringError when the bytes end early, hold no entry computation, or refer to an id that does not
+    exist.
     """
     message = decode(SCHEMA, "HloModuleProto", hlo)
     computations = tuple(_read_computation(item) for item in message.get("computations", ()))
     entry_id = message.get("entry_computation_id", 0)
     if entry_id not in {item.id for item in computations}:
         raise LoweringError(
-            f"The module `{message.get('name', '')}` has no entry computation: id {entry_id} is not among its "
-            f"{len(computations)} computations",
+            f"The module `{message.get('name', '')}` has no entry computation: id {entry_id} is not among "
+            f"its {len(computations)} computations",
             hint="The file is empty, cut short, or not a serialized HloModuleProto.",
         )
     aliases = tuple(_read_alias(item) for item in message.get("input_output_alias", {}).get("entries", ()))

@@ -1,8 +1,8 @@
 """Which function lowers which ATen operator.
 
-A lowering is `function(builder, out, *args, **kwargs) -> Value | tuple[Value, ...]`: `args` are the operator's own, with
-tensors replaced by Values; `out` is the Shape of the result (a tuple Shape when there are several). Keywords that only
-place or lay out memory never arrive.
+A lowering is `function(builder, out, *args, **kwargs) -> Value | tuple[Value, ...]`: `args` are the
+operator's own, with tensors replaced by Values; `out` is the Shape of the result (a tuple Shape when there
+are several). Keywords that only place or lay out memory never arrive.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def common_dtype(left: Value | Number, right: Value | Number) -> str:
     """The dtype in which torch would combine two operands."""
     if not isinstance(left, Value) or not isinstance(right, Value):
         tensor, number = (left, right) if isinstance(left, Value) else (right, left)
-        assert isinstance(tensor, Value) and not isinstance(number, Value)
+        assert isinstance(tensor, Value)
+        assert not isinstance(number, Value)
         if isinstance(number, float) and tensor.dtype not in FLOATS:
             return "float32"
         return "int32" if tensor.dtype == "bool" and not isinstance(number, bool) else tensor.dtype

@@ -1,6 +1,7 @@
 """The fields of XLA's HloModuleProto that we write and read, with their numbers.
 
-Numbers are facts of openxla's `xla/service/hlo.proto` and `xla/xla_data.proto`; they never change once published.
+Numbers are facts of openxla's `xla/service/hlo.proto` and `xla/xla_data.proto`; they never change once
+published.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def _messages(number: int, name: str) -> Field:
 
 # PrimitiveType, by the name that torch gives the dtype ("tuple" is XLA's own).
 PRIMITIVE_TYPES = {
-    "bool": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint8": 6, "uint16": 7, "uint32": 8, "uint64": 9,
-    "float16": 10, "float32": 11, "float64": 12, "tuple": 13, "opaque": 14, "complex64": 15, "bfloat16": 16,
-    "token": 17, "complex128": 18, "float8_e5m2": 19, "float8_e4m3fn": 20,
+    "bool": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint8": 6, "uint16": 7, "uint32": 8, "uint64":
+    9, "float16": 10, "float32": 11, "float64": 12, "tuple": 13, "opaque": 14, "complex64": 15, "bfloat16":
+    16, "token": 17, "complex128": 18, "float8_e5m2": 19, "float8_e4m3fn": 20,
 }  # fmt: skip
 
 MUST_ALIAS = 2
@@ -45,8 +46,8 @@ API_VERSION_STATUS_RETURNING = 2
 # Which LiteralProto field holds the values of a dtype. All but the varint ones are raw little-endian bytes.
 LITERAL_FIELDS = {
     "bool": "preds", "int32": "s32s", "int64": "s64s", "uint32": "u32s", "uint64": "u64s", "int8": "s8s",
-    "uint8": "u8s", "int16": "s16s", "uint16": "u16s", "float16": "f16s", "bfloat16": "bf16s", "float32": "f32s",
-    "float64": "f64s",
+    "uint8": "u8s", "int16": "s16s", "uint16": "u16s", "float16": "f16s", "bfloat16": "bf16s", "float32":
+    "f32s", "float64": "f64s",
 }  # fmt: skip
 VARINT_LITERALS = ("preds", "s32s", "s64s", "u32s", "u64s")
 

@@ -1,8 +1,8 @@
 """Protocol-buffer bytes to nested dictionaries and back, for the few messages that `schema.py` declares.
 
-Written here so that emitting needs no protobuf runtime. Encoding is canonical: fields in ascending number, numbers
-packed, defaults left out, so equal messages give equal bytes. Decoding skips fields that the schema does not name and
-refuses bytes that end early.
+Written here so that emitting needs no protobuf runtime. Encoding is canonical: fields in ascending number,
+numbers packed, defaults left out, so equal messages give equal bytes. Decoding skips fields that the schema
+does not name and refuses bytes that end early.
 """
 
 from __future__ import annotations

@@ -7,13 +7,18 @@ Two contracts, after the noise that they measure against:
 * 16 bit: the truth is the layer in float32 on the same rounded inputs. The layer's own 16-bit forward shows the
   legal noise; the kernel's error divided by it is the R-ratio, which must stay below 1.2.
 
-Both also bound the worst 128-row slice, because one wrong tile is invisible in a global norm, and require that
+One forward may be lucky: with few outputs and a nearly one-hot softmax its error can be a twentieth of the usual.
+So the truth on inputs moved by half a unit in the last place counts as legal too (`alternatives`): no algorithm that
+rounds anything can be asked to do better than that.
+
+Both contracts also bound the worst 128-row slice, because one wrong tile is invisible in a global norm, and require that
 non-finite values stand exactly where the truth has them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +47,7 @@ def compare(
     truth: torch.Tensor,
     baseline: torch.Tensor,
     *,
+    alternatives: Sequence[torch.Tensor] = (),
     reduction_length: int = 1,
     r_ratio_limit: float = 1.2,
 ) -> Comparison:
@@ -51,6 +57,7 @@ def compare(
         candidate: the kernel's output, in the contract's dtype.
         truth: float64 (float32 contract) or float32 (16-bit contract), same shape.
         baseline: the layer's own output in the contract's dtype: it shows the noise that is legal.
+        alternatives: other legal answers, in any dtype.
         reduction_length: over how many terms the kernel sums; rounding noise grows with its square root.
     """
     problem = _different_form(candidate, truth, baseline.dtype)
@@ -59,7 +66,9 @@ def compare(
     finite = torch.isfinite(truth)
     exact = torch.where(finite, truth, 0).double()
     error = torch.where(finite, candidate.double() - truth.double(), 0)
-    noise = torch.where(finite, baseline.double() - truth.double(), 0)
+    legal = (baseline, *alternatives)
+    noises = [torch.where(finite, answer.double() - truth.double(), 0) for answer in legal]
+    noise = max(noises, key=_norm)
     if baseline.dtype is torch.float32:
         metrics, limits = _float32_contract(error, noise, exact, reduction_length)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from neuron_port.match.probe import (
     index_limit,
     materialize,
 )
-from neuron_port.parity.comparison import Comparison, compare, sabotages
+from neuron_port.parity.comparison import EPSILON, Comparison, compare, sabotages
 from neuron_port.registry import RegisteredRecipe
 from neuron_port.simulator import SimulatorError
 from neuron_port.types import CaseResult, Layer, Match, ParityReport
@@ -30,6 +30,7 @@ from neuron_port.walk.walker import Capture
 
 ReadWeight = Callable[[str], torch.Tensor]  # checkpoint tensor name -> float32 tensor
 TAIL_TOKENS = (1, 3, 77)
+MOVED_SEEDS = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ def problems(call: Call, found: RegisteredRecipe, capture: Capture | None) -> It
     if capture is not None:
         yield Problem(name="captured", kind="captured", seed=None, args=capture.args, kwargs=capture.kwargs)
     sharp = "attention" in call.operation
+    has_values = any(tensor.is_floating_point() for tensor in call.tensors)  # an embedding has indices alone
     variations: list[tuple[str, str, float, str]] = [
         ("ordinary", "ordinary", 1.0, "normal"),
         ("tiny values", "stress", 1e-3, "normal"),
@@ -85,7 +87,7 @@ def problems(call: Call, found: RegisteredRecipe, capture: Capture | None) -> It
         ("outliers", "stress", 1.0, "outliers"),
         ("large values", "large", 6.0 if sharp else 30.0, "normal"),
     ]
-    for seed, (name, kind, scale, style) in enumerate(variations):
+    for seed, (name, kind, scale, style) in enumerate(variations if has_values else variations[:1]):
         yield _draw(call, found, name, kind, seed, scale, style, tokens=None)
     for tokens in tail_tokens(call, found):
         yield _draw(call, found, f"{tokens} tokens", "tail", 100 + tokens, 1.0, "normal", tokens=tokens)
@@ -166,11 +168,13 @@ class _Subject:
     def _weight(self, name: str, compute: torch.dtype, rounded: torch.dtype) -> torch.Tensor:
         return self._read_weight(f"{self.layer.name}.{name}").to(rounded).to(compute)
 
-    def run(self, problem: Problem, compute: torch.dtype, rounded: torch.dtype) -> list[torch.Tensor]:
-        """The layer's own forward."""
+    def run(
+        self, problem: Problem, compute: torch.dtype, rounded: torch.dtype, *, round_inputs: bool = True
+    ) -> list[torch.Tensor]:
+        """The layer's own forward in `compute`, its weights (and inputs) first rounded to `rounded`."""
         module = self.module(compute, rounded)
         function = module if self.call.operation == "module" and module is not None else self.call.function
-        args, kwargs = _cast((problem.args, dict(problem.kwargs)), compute, rounded)
+        args, kwargs = _cast((problem.args, dict(problem.kwargs)), compute, rounded if round_inputs else compute)
         with torch.no_grad():
             return list(flatten_tensors(function(*args, **kwargs)))
 
@@ -198,6 +202,9 @@ def _run_case(
 ) -> Iterator[CaseResult]:
     truth_dtype = torch.float64 if dtype is torch.float32 else torch.float32
     truths = subject.run(problem, truth_dtype, dtype)
+    moved = [
+        subject.run(moved_problem(problem, dtype, seed), truth_dtype, dtype, round_inputs=False) for seed in MOVED_SEEDS
+    ]
     baselines = subject.run(problem, dtype, dtype)
     shapes = tuple(tuple(tensor.shape) for tensor in flatten_tensors((problem.args, dict(problem.kwargs))))
 
@@ -230,7 +237,11 @@ def _run_case(
     inputs = tuple(_cast(tensor, dtype, dtype) for tensor in flatten_tensors(problem.args))
     for number, (output, truth, baseline) in enumerate(zip(outputs, truths, baselines, strict=False)):
         suffix = f" · output {number}" if len(truths) > 1 else ""
-        options = {"reduction_length": _reduction_length(subject), "r_ratio_limit": subject.recipe.tolerance.r_ratio}
+        options: dict[str, Any] = {
+            "alternatives": [outputs_of_one[number] for outputs_of_one in moved],
+            "reduction_length": _reduction_length(subject),
+            "r_ratio_limit": subject.recipe.tolerance.r_ratio,
+        }
         comparison = compare(output, truth, baseline, **options)
         yield result(problem.name + suffix, problem.kind, comparison, comparison.passed, comparison.detail)
         for name, wrong in sabotages(baseline, inputs).items():
@@ -238,6 +249,23 @@ def _run_case(
             fooled = refused.passed and not _is_legal(wrong, baseline)
             detail = f"{name} passed for {problem.name}{suffix}" if fooled else refused.detail
             yield result(f"{problem.name}{suffix} · {name}", "sabotage", refused, not fooled, detail)
+
+
+def moved_problem(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
+    """The same inputs, each moved by up to half a unit in the last place of `dtype`; in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            nudge = torch.rand(value.shape, generator=generator, dtype=torch.float64) - 0.5
+            return value.to(dtype).double() * (1 + nudge * EPSILON[dtype])
+        if isinstance(value, dict):
+            return {key: move(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return type(value)(move(item) for item in value)
+        return value
+
+    return replace(problem, args=move(problem.args), kwargs=move(dict(problem.kwargs)))
 
 
 def _is_legal(wrong: torch.Tensor, baseline: torch.Tensor) -> bool:

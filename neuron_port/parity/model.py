@@ -7,8 +7,9 @@ simulator (tier "simulator"): both are a `Session`. The oracle is transformers' 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -51,7 +52,7 @@ def run_oracle(
     prompt_ids: Sequence[int],
     new_tokens: int,
     forced: Sequence[int] | None = None,
-    cached_tokens: int = 4,
+    cached_tokens: int = 8,
 ) -> OracleRun:
     """Greedy (or teacher-forced with `forced`) generation by transformers' own forward.
 
@@ -155,9 +156,9 @@ class _Judge:
         ]
         metrics = {"max_abs": max(errors), "relative_max": max(relative)}
         limits = {"relative_max": RELATIVE_LIMIT_FLOAT32}
-        if baseline is not None:
-            metrics["r_ratio"] = _r_ratio(ours, truth, baseline)
-            limits = {"r_ratio": R_RATIO_LIMIT}
+        if baseline is not None:  # judged over all prompts together, by `pooled_r_ratio`
+            metrics |= _noise_metrics(ours, truth, baseline)
+            limits = {}
         finite = all(bool(torch.isfinite(a).all()) for a in ours)
         passed = finite and all(metrics[key] <= limit for key, limit in limits.items())
         worst = max(range(len(relative)), key=relative.__getitem__)
@@ -176,13 +177,38 @@ class _Judge:
         )
 
 
-def _r_ratio(ours: list[torch.Tensor], truth: list[torch.Tensor], baseline: list[torch.Tensor]) -> float:
-    """||ours - truth|| / ||baseline - truth|| over all tensors together, with a floor of one rounding."""
-    error = sum((a.double() - b.double()).norm().item() ** 2 for a, b in zip(ours, truth, strict=True))
-    noise = sum((a.double() - b.double()).norm().item() ** 2 for a, b in zip(baseline, truth, strict=True))
-    size = sum(b.double().norm().item() ** 2 for b in truth)
-    floor = 0.25 * EPSILON[ours[0].dtype] * size**0.5
-    return float(error**0.5 / max(noise**0.5, floor))
+def _noise_metrics(
+    ours: list[torch.Tensor], truth: list[torch.Tensor], baseline: list[torch.Tensor]
+) -> dict[str, float]:
+    """L2 norms over all tensors together: our error, the baseline's error (at least one rounding), and their ratio."""
+    error = _distance(ours, truth)
+    size = math.sqrt(sum(b.double().norm().item() ** 2 for b in truth))
+    noise = max(_distance(baseline, truth), 0.25 * EPSILON[ours[0].dtype] * size)
+    return {"error_l2": error, "noise_l2": noise, "r_ratio": error / noise}
+
+
+def _distance(ours: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
+    return math.sqrt(sum((a.double() - b.double()).norm().item() ** 2 for a, b in zip(ours, truth, strict=True)))
+
+
+def pooled_r_ratio(cases: Sequence[CaseResult], output: str) -> CaseResult:
+    """One verdict over all prompts: sqrt(sum of squared errors) / sqrt(sum of squared legal errors).
+
+    After thirty layers rounding noise is chaotic: the ratio of one prompt's two errors is a draw between 0.6 and 1.5
+    even for an honest port, so a single prompt proves nothing and all of them together do.
+    """
+    error = math.sqrt(sum(case.metrics["error_l2"] ** 2 for case in cases))
+    noise = math.sqrt(sum(case.metrics["noise_l2"] ** 2 for case in cases))
+    ratio = error / noise
+    return replace(
+        cases[0],
+        name=f"all prompts · {output}",
+        metrics={"r_ratio": ratio, "relative_max": max(case.metrics["relative_max"] for case in cases)},
+        limits={"r_ratio": R_RATIO_LIMIT},
+        passed=all(case.passed for case in cases) and ratio <= R_RATIO_LIMIT,
+        detail=f"over {len(cases)} prompts and phases; single ones from "
+        f"{min(case.metrics['r_ratio'] for case in cases):.2f} to {max(case.metrics['r_ratio'] for case in cases):.2f}",
+    )
 
 
 def check_greedy(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -110,6 +110,16 @@ def _resolve(options: ConvertOptions, stages: _Stages, store: Store) -> Checkpoi
         )
 
 
+def _merged(earlier: Sequence[ParityReport], later: Sequence[ParityReport]) -> list[ParityReport]:
+    """One report for each subject, with the cases of all dtypes."""
+    merged = {report.subject: report for report in earlier}
+    for report in later:
+        known = merged.get(report.subject)
+        cases = (*known.cases, *report.cases) if known else report.cases
+        merged[report.subject] = replace(report, cases=cases)
+    return list(merged.values())
+
+
 class _Proofs:
     """The stages after the plan, and what each has found."""
 
@@ -160,7 +170,7 @@ class _Proofs:
             name = str(dtype).removeprefix("torch.")
             with self.stages.stage(f"graphs = model, {name} (xla-cpu)") as result:
                 reports, made = proof.graph_reports(result.progress)
-                self.graph_reports += reports
+                self.graph_reports = _merged(self.graph_reports, reports)
                 result.reused = made == 0
             with self.stages.stage(f"ported model = model, {name} (simulator)") as result:
                 report, made = proof.model_report(result.progress)
@@ -187,7 +197,7 @@ class _Proofs:
         return (*self.kernel_reports, *self.graph_reports, *self.model_reports)
 
     def _write_report(self, path: Path) -> None:
-        write_html(path, **vars(self.conversion(path.parent)))
+        write_html(path, **vars(self.conversion(None)))
 
     def conversion(self, bundle: Path | None) -> Conversion:
         graphs = self.lowered.get(self.work.dtype, [])
@@ -233,7 +243,7 @@ class _Proofs:
                 stages=[
                     {"name": item.name, "seconds": item.seconds, "reused": item.reused} for item in self.stages.records
                 ],
-                extra_files={"report.html": self._write_report},
+                pages={"report.html": self._write_report},
             )
         return self.conversion(options.output)
 

@@ -7,44 +7,53 @@ import torch
 
 from neuron_port.execution import to_numpy
 from neuron_port.pipeline.sequence_proof import SequenceProof
+from neuron_port.types import GraphSpec
 
 
 def golden_arrays(proof: SequenceProof | None) -> dict[str, dict[str, np.ndarray]]:
-    """For each graph that a prompt reached: its inputs (without weights) and what it must answer.
+    """For each graph that the first prompt reached: its inputs (without weights) and transformers' float32 logits.
 
-    Arrays are named `input.<graph input>`, `reference.logits` (transformers in float32) and `framework.logits`
-    (transformers in the dtype that ships). Decode starts from the caches that the prompt left.
+    Arrays carry the graph's own names. Decode starts from the caches that the prompt left; absent states are zero.
     """
     if proof is None:
         return {}
     truth = proof.truths[0]
-    baseline = (proof.baselines or proof.truths)[0]
-    prefill = next(g.spec for g in proof.graphs[:-1] if g.spec.sequence_length >= len(truth.prompt_ids))
-    decode = proof.graphs[-1].spec
     count = len(truth.prompt_ids)
+    prefill = next(g.spec for g in proof.graphs[:-1] if g.spec.sequence_length >= count)
+    decode = proof.graphs[-1].spec
     ids = np.zeros((prefill.batch, prefill.sequence_length), np.int32)
     ids[:, :count] = truth.prompt_ids
-    golden = {
-        prefill.id: {
-            "input.input_ids": ids,
-            "input.positions": np.full((prefill.batch,), count - 1, np.int32),
-            "reference.logits": to_numpy(truth.logits[0]),
-            "framework.logits": to_numpy(baseline.logits[0]),
-        },
-        decode.id: {
-            "input.input_ids": np.full((decode.batch, 1), truth.tokens[0], np.int32),
-            "input.positions": np.full((decode.batch,), count, np.int32),
-            "reference.logits": to_numpy(truth.logits[1]),
-            "framework.logits": to_numpy(baseline.logits[1]),
-        },
+    after_prompt = {
+        "input_ids": np.full((decode.batch, 1), truth.tokens[0], np.int32),
+        "positions": np.full((decode.batch,), count, np.int32),
+        "logits": _for_each_row(truth.logits[1], decode.batch),
     }
+    return {
+        prefill.id: {
+            "input_ids": ids,
+            "positions": np.full((prefill.batch,), count - 1, np.int32),
+            "logits": _for_each_row(truth.logits[0], prefill.batch),
+        },
+        decode.id: after_prompt | _caches(proof, decode, count),
+    }
+
+
+def _for_each_row(logits_V: torch.Tensor, batch: int) -> np.ndarray:
+    """[V] -> [B, V]: every row of the batch carries the same sequence."""
+    return to_numpy(logits_V[None].expand(batch, -1))
+
+
+def _caches(proof: SequenceProof, decode: GraphSpec, count: int) -> dict[str, np.ndarray]:
+    """The decode graph's states after the prompt, in its own layout and dtype."""
+    run = (proof.baselines or proof.truths)[0]
     states = [item for item in decode.inputs if item.role == "state"]
-    flat = [side for layer in baseline.prompt_caches for side in layer]
-    for number, (item, values) in enumerate(zip(states, flat, strict=True)):
+    sides = [side for layer in run.prompt_caches for side in layer]
+    caches = {}
+    for number, (item, values) in enumerate(zip(states, sides, strict=True)):
         cache = torch.zeros(item.spec.shape, dtype=getattr(torch, item.spec.dtype))
         if number % 2 == 0:
             cache[:, :, :, :count] = values.transpose(1, 2)  # keys are kept transposed
         else:
             cache[:, :, :count] = values
-        golden[decode.id][f"input.{item.name}"] = to_numpy(cache)
-    return golden
+        caches[item.name] = to_numpy(cache)
+    return caches

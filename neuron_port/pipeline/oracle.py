@@ -14,6 +14,7 @@ from neuron_port.store import write_json
 from neuron_port.types import digest
 
 STAGE = "oracle"
+DECODE_STEPS = 8  # tokens appended to each prompt when outputs are compared; caches are kept after these
 
 
 def oracle_key(work: Workbench, prompt_ids: Sequence[int], dtype: torch.dtype) -> str:
@@ -22,6 +23,7 @@ def oracle_key(work: Workbench, prompt_ids: Sequence[int], dtype: torch.dtype) -
         list(prompt_ids),
         work.options.new_tokens,
         str(dtype),
+        DECODE_STEPS,
         oracle_name(),
         code_digest("parity/model", "checkpoint/weights"),
     )
@@ -34,7 +36,7 @@ def oracle(
     key = oracle_key(work, prompt_ids, dtype)
 
     def write(folder: Path) -> None:
-        run = run_oracle(work.model(dtype), prompt_ids, work.options.new_tokens, forced)
+        run = run_oracle(work.model(dtype), prompt_ids, work.options.new_tokens, forced, DECODE_STEPS)
         tensors = {"logits": run.logits}
         for name, caches in (("prompt", run.prompt_caches), ("final", run.final_caches)):
             for layer, (keys, values) in enumerate(caches):

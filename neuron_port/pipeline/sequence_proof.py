@@ -7,8 +7,8 @@ run in place of the references: proof 3. Every prompt is kept by itself, so an i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import torch
 
 from neuron_port.execution import simulated_operator, to_numpy, to_torch
 from neuron_port.lower import XlaExecutable
-from neuron_port.parity.model import OracleRun, check_greedy, check_outputs
+from neuron_port.parity.model import OracleRun, check_greedy, check_outputs, pooled_r_ratio
 from neuron_port.pipeline.lowering import LoweredGraph, export_one
 from neuron_port.pipeline.planning import Plan
+from neuron_port.pipeline.oracle import DECODE_STEPS
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
 from neuron_port.port.generate import Session, Step
 from neuron_port.port.run import GraphRunner, WeightBank
@@ -26,8 +27,6 @@ from neuron_port.store import write_json
 from neuron_port.types import CaseResult, GraphSpec, ParityReport, digest, from_json, to_json
 
 GRAPH_STAGE, MODEL_STAGE = "graph-proof", "model-proof"
-GRAPH_DECODE_STEPS = 4  # must be the `cached_tokens` of the oracle: caches are compared after these
-ROUNDING_DECODE_STEPS = 4
 Progress = Callable[[str, int, int], None]
 
 
@@ -66,6 +65,10 @@ class SequenceProof:
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def decode_steps(self) -> int:
+        return min(DECODE_STEPS, self.work.options.new_tokens - 1)
 
     @cached_property
     def bank(self) -> WeightBank:
@@ -108,11 +111,13 @@ class SequenceProof:
             made += not reused
             cases.setdefault(self._bucket_id(truth), []).extend(prefill)
             cases.setdefault(self.graphs[-1].spec.id, []).extend(decode)
+        if self.baselines is not None:
+            cases = {name: [*found, *_pooled(found)] for name, found in cases.items()}
         untouched = [graph.spec.id for graph in self.graphs if graph.spec.id not in cases]
         missing = tuple(f"graph {name} was reached by no prompt" for name in untouched)
         return [
             ParityReport(
-                subject=f"{name} {self.dtype_name}",
+                subject=name,
                 oracle=f"{oracle_name()}, float32",
                 cases=tuple(found),
                 not_proven=("neuronx-cc has not compiled this graph", *missing),
@@ -140,7 +145,7 @@ class SequenceProof:
                 truth,
                 self.baselines[number] if self.baselines else None,
                 tier="xla-cpu",
-                decode_steps=GRAPH_DECODE_STEPS,
+                decode_steps=self.decode_steps,
                 progress=lambda done, total: progress(f"prompt {number + 1}, {self.dtype_name}", done, total),
             )
             write_json(folder / "cases.json", to_json({"prefill": prefill, "decode": decode}))
@@ -158,6 +163,8 @@ class SequenceProof:
             found, reused = self._model_prompt(number, truth, progress)
             cases += found
             made += not reused
+        if self.baselines is not None:
+            cases += _pooled(cases)
         what = "greedy" if self.baselines is None else "teacher-forced"
         return ParityReport(
             subject=f"{self.dtype_name} {what}",
@@ -191,7 +198,7 @@ class SequenceProof:
                     truth,
                     self.baselines[number],
                     tier="simulator",
-                    decode_steps=ROUNDING_DECODE_STEPS,
+                    decode_steps=self.decode_steps,
                     progress=report,
                 )
                 cases = [*_named("prefill", prefill), *_named("decode", decode)]
@@ -211,10 +218,12 @@ class SequenceProof:
         )
 
 
+def _pooled(cases: Sequence[CaseResult]) -> list[CaseResult]:
+    """The R-ratio of each output over all prompts (and phases) of a report."""
+    outputs = ("logits", "key caches", "value caches")
+    return [pooled_r_ratio([case for case in cases if output in case.name], output) for output in outputs]
+
+
 def _named(phase: str, cases: Sequence[CaseResult]) -> list[CaseResult]:
     """The same cases under names that say which phase they belong to."""
-    renamed = []
-    for case in cases:
-        values: Mapping[str, object] = {item: getattr(case, item) for item in case.__dataclass_fields__}
-        renamed.append(CaseResult(**(dict(values) | {"name": f"{case.name} · {phase}"})))  # type: ignore[arg-type]
-    return renamed
+    return [replace(case, name=f"{case.name} · {phase}") for case in cases]

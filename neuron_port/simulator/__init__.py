@@ -19,7 +19,8 @@ from neuron_port.simulator.target import TARGETS, Target
 from neuron_port.simulator.trace import NkiInstruction, Trace
 
 __all__ = [
-    "TARGETS", "AccumulationError", "CapacityError", "ConstraintError", "HbmArray", "KernelRun", "NkiInstruction",
-    "OutOfBoundsError", "OutputError", "SimulatorError", "Target", "Trace", "UnsupportedError", "UnwrittenReadError",
-    "load_kernel", "load_kernel_source", "run_kernel", "simulate", "to_hbm",
+    "TARGETS", "AccumulationError", "CapacityError", "ConstraintError", "HbmArray", "KernelRun",
+    "NkiInstruction", "OutOfBoundsError", "OutputError", "SimulatorError", "Target", "Trace",
+    "UnsupportedError", "UnwrittenReadError", "load_kernel", "load_kernel_source", "run_kernel", "simulate",
+    "to_hbm",
 ]  # fmt: skip

@@ -92,7 +92,8 @@ def strided(root: np.ndarray, strides: Sequence[int], counts: Sequence[int], beg
     itemsize = root.itemsize
     # ml_dtypes arrays export no buffer, so their bits are viewed as integers on the way.
     carrier = root if root.dtype.isbuiltin else root.view(f"u{itemsize}")
-    view = np.ndarray(counts, carrier.dtype, carrier, begin * itemsize, [stride * itemsize for stride in strides])
+    steps = [stride * itemsize for stride in strides]
+    view = np.ndarray(counts, carrier.dtype, carrier, begin * itemsize, steps)
     if any(stride == 0 and count > 1 for stride, count in zip(strides, counts, strict=True)):
         view.flags.writeable = False
     return view if carrier is root else view.view(root.dtype)

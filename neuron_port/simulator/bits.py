@@ -1,7 +1,7 @@
 """The same bits read as another dtype.
 
-Integers and float32 are stored as they are, so their views are numpy views. 16- and 8-bit floats on chip are held in
-float32: a view from or to them converts when it is read, and cannot be written.
+Integers and float32 are stored as they are, so their views are numpy views. 16- and 8-bit floats on chip are
+held in float32: a view from or to them converts when it is read, and cannot be written.
 """
 
 from __future__ import annotations

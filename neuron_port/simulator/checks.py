@@ -1,4 +1,4 @@
-"""Rules that many instructions share: tiles on chip, equal sizes, legal start partitions, nothing unwritten read.
+"""Rules that many instructions share: on-chip tiles, equal sizes, start partitions, nothing unwritten read.
 
 The passing path is integer comparisons only; messages are made when a rule is broken.
 """
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from neuron_port.simulator.context import context, current_run
 from neuron_port.simulator.dtypes import DType
-from neuron_port.simulator.errors import ConstraintError, UnsupportedError, UnwrittenReadError
+from neuron_port.simulator.errors import ConstraintError, UnwrittenReadError
 from neuron_port.simulator.memory import MemoryRegion, Storage
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import engine
@@ -19,7 +19,7 @@ SBUF = MemoryRegion.sbuf
 
 
 def check_tiles(opcode: str, names: tuple[str, ...], dst: Any, *sources: Any) -> None:
-    """All operands are on-chip tiles with dst's partitions and elements per partition; all sources are written."""
+    """All operands are on-chip tiles of dst's partitions and elements per partition; sources are written."""
     run = context.run
     if run is None:
         current_run()
@@ -38,9 +38,7 @@ def check_tiles(opcode: str, names: tuple[str, ...], dst: Any, *sources: Any) ->
         if allocation.first < 0:
             allocation.first = now
         allocation.last = now
-        position = 0
-        for source in sources:
-            position += 1
+        for position, source in enumerate(sources, 1):
             storage = source.storage
             array = source.array
             if array.size != size or array.shape[0] != partitions:
@@ -53,12 +51,14 @@ def check_tiles(opcode: str, names: tuple[str, ...], dst: Any, *sources: Any) ->
                 require_written(opcode, names[position], source)
             storage.allocation.last = now
     except AttributeError:
-        _refuse_non_tensors(opcode, names, (dst, *sources))
+        check_tensors(opcode, names, dst, *sources)
         raise
 
 
 def check_source(opcode: str, name: str, source: NkiTensor) -> None:
     """One more on-chip tile that is read, of any shape: start partition, written, live until now."""
+    if not isinstance(source, NkiTensor):
+        check_tensors(opcode, (name,), source)
     storage = source.storage
     if not storage.on_chip:
         _refuse_memory(opcode, name, source, "SBUF or PSUM")
@@ -71,6 +71,8 @@ def check_source(opcode: str, name: str, source: NkiTensor) -> None:
 
 def check_destination(opcode: str, name: str, dst: NkiTensor) -> None:
     """One more on-chip tile that is written, of any shape."""
+    if not isinstance(dst, NkiTensor):
+        check_tensors(opcode, (name,), dst)
     if not dst.storage.on_chip:
         _refuse_memory(opcode, name, dst, "SBUF or PSUM")
     if dst.start:
@@ -88,14 +90,15 @@ def touch(storage: Storage, *, written: bool = False) -> None:
 
 
 def check_start_partition(opcode: str, name: str, tile: NkiTensor) -> None:
-    """Compute engines start at partition 0; up to 64 partitions also at 64; up to 32 at any multiple of 32."""
+    """Engines start at partition 0; up to 64 partitions also at 64; up to 32 at any multiple of 32."""
     start, partitions = tile.start, tile.array.shape[0]
     step = 32 if partitions <= 32 else 64 if partitions <= 64 else 128
     if start % step or start + partitions > 128:
         raise ConstraintError(
-            f"{opcode}: {name} {tile!r} starts at partition {start}; {partitions} partitions may start only at "
+            f"{opcode}: {name} {tile!r} starts at partition {start}; {partitions} partitions may start only "
+            "at "
             f"{', '.join(str(s) for s in range(0, 128, step))}",
-            hint="put the data on an allowed start partition, or move it with nisa.dma_copy, which has no such rule",
+            hint="put the data on an allowed partition, or move it with nisa.dma_copy, which starts anywhere",
         )
 
 
@@ -158,7 +161,8 @@ def check_generation(opcode: str, least: int, what: str = "") -> None:
     target = current_run().target
     if target.generation < least:
         raise ConstraintError(
-            f"{opcode}: {what or 'the instruction'} needs NeuronCore-v{least} or newer, the target is {target.name}",
+            f"{opcode}: {what or 'the instruction'} needs NeuronCore-v{least} or newer, "
+            f"the target is {target.name}",
             hint=f"choose a target of generation {least}, or another instruction",
         )
 
@@ -186,18 +190,18 @@ def _refuse_sizes(
 ) -> NoReturn:
     raise ConstraintError(
         f"{opcode}: {names[position]} {source!r} has {source.array.shape[0]} partitions of "
-        f"{source.size // source.array.shape[0]} elements, but {names[0]} {dst!r} has {dst.array.shape[0]} of "
-        f"{dst.size // dst.array.shape[0]}",
-        hint="instructions do not broadcast: use .broadcast(dim, size) on a size-1 free dimension, a [P, 1] operand "
-        "of nisa.tensor_scalar, or slice both sides alike",
+        f"{source.size // source.array.shape[0]} elements, but {names[0]} {dst!r} has "
+        f"{dst.array.shape[0]} of {dst.size // dst.array.shape[0]}",
+        hint="instructions do not broadcast: use .broadcast(dim, size) on a size-1 free dimension, a [P, 1] "
+        "operand of nisa.tensor_scalar, or slice both sides alike",
     )
 
 
-def _refuse_non_tensors(opcode: str, names: tuple[str, ...], operands: tuple[Any, ...]) -> None:
+def check_tensors(opcode: str, names: tuple[str, ...], *operands: Any) -> None:
+    """All operands are tensors."""
     for name, operand in zip(names, operands, strict=False):
         if not isinstance(operand, NkiTensor):
             raise ConstraintError(
-                f"{opcode}: {name} is {operand!r}, must be a tensor", hint="dst comes first, then the inputs"
+                f"{opcode}: {name} is {operand!r}, must be a tensor",
+                hint="dst comes first, then the inputs",
             )
-    if current_run() is None:
-        raise UnsupportedError(opcode)

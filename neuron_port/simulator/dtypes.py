@@ -1,7 +1,7 @@
 """The data types of NKI, how each is stored here, and how float32 results are rounded to it.
 
-16- and 8-bit floats are *held* in float32 arrays that contain only representable values: rounding happens once, on
-write, and reads cost nothing. Integers and float32 are held as they are.
+16- and 8-bit floats are *held* in float32 arrays that contain only representable values: rounding happens
+once, on write, and reads cost nothing. Integers and float32 are held as they are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the simulator refuses, each by its own class; every message opens with the kernel's file and line.
 
-The package is self-contained, so these do not derive from `neuron_port.errors`; they carry the same `message` and `hint`.
+The package is self-contained, so these do not derive from `neuron_port.errors`; they carry the same `message`
+and `hint`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from neuron_port.simulator.tensor import NkiTensor, Shape
 
 
 class IndirectTensor(NkiTensor):
-    """A view that is not addressable before its index is read; only instructions that resolve it accept it."""
+    """A view without an address until its index is read; only instructions that resolve it accept it."""
 
     __slots__ = ("base", "begin", "counts", "index", "row_elements", "rows", "steps", "vector")
 
@@ -123,7 +123,7 @@ class IndirectTensor(NkiTensor):
 def indirect_pattern(
     tensor: NkiTensor, steps: list[int], counts: list[int], begin: int, scalar: Any, vector: Any, dim: int
 ) -> NkiTensor:
-    """`.ap()` with a run-time offset: one index unit moves by the elements right of `dim` in the tensor's shape."""
+    """`.ap()` with a run-time offset; one index unit moves by the elements right of `dim` in the shape."""
     if scalar is not None and vector is not None:
         raise ConstraintError(
             f"ap: {tensor!r} has both scalar_offset and vector_offset", hint="give one of them"

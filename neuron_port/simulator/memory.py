@@ -34,7 +34,7 @@ MIXED = -1  # look at the mask: 0, BY_OTHERS or BY_MATMUL for each element
 
 
 class Allocation:
-    """The light record of a tensor that outlives its array: identity, size and live range (instruction indices)."""
+    """The record of a tensor that outlives its array: identity, size, live range in instruction indices."""
 
     __slots__ = (
         "buffer",
@@ -136,7 +136,10 @@ class Storage:
     def mask_of(self, view: np.ndarray) -> np.ndarray:
         """The part of the element states that `view` covers; makes the mask on first need."""
         if self.mask is None:
-            self.mask = np.full(self.array.shape, max(self.state, 0), dtype=np.uint8)
+            if self.state > 0:
+                self.mask = np.full(self.array.shape, self.state, dtype=np.uint8)
+            else:
+                self.mask = np.zeros(self.array.shape, dtype=np.uint8)
             self.remaining = 0 if self.state > 0 else self.mask.size
             self.state = MIXED
         itemsize = self.array.itemsize
@@ -172,7 +175,7 @@ def byte_offset(view: np.ndarray, root: np.ndarray) -> int:
 def peak_of(
     allocations: list[Allocation], buffer: MemoryRegion, unit: int = 1
 ) -> tuple[int, int, list[Allocation]]:
-    """Largest sum of live tensors in `buffer`: (units, instruction index where it is reached, tensors live there).
+    """Largest sum of live tensors in `buffer`: (units, instruction where it is reached, tensors live there).
 
     A tensor lives from the first write to the last use; each takes ceil(bytes per partition / unit) units.
     """

@@ -38,8 +38,10 @@ class HbmArray:
         return self.held.shape
 
     def numpy(self) -> np.ndarray:
-        """The values in the array's own dtype (bfloat16 as ml_dtypes.bfloat16)."""
-        return self.held.astype(self.dtype.native) if self.held.dtype != self.dtype.native else self.held
+        """The values in the array's own dtype (bfloat16 as ml_dtypes.bfloat16); a copy if it may change."""
+        if self.mutable or self.held.dtype != self.dtype.native:
+            return self.held.astype(self.dtype.native)
+        return self.held
 
     def __repr__(self) -> str:
         return f"HbmArray({tuple(self.shape)}, {self.dtype}{', mutable' if self.mutable else ''})"
@@ -48,8 +50,8 @@ class HbmArray:
 def to_hbm(array: np.ndarray, *, mutable: bool = False) -> HbmArray:
     """Convert `array` once into the form that kernels read without conversion.
 
-    With mutable=True kernels may also write it (a KV cache updated in place); the array is copied, and the new
-    contents are read by `.numpy()`.
+    With mutable=True kernels may also write it (a KV cache updated in place); the array is copied, and the
+    new contents are read by `.numpy()`.
     """
     dtype = dtypes.resolve(array.dtype)
     held = np.array(array, dtype=dtype.held, order="C", copy=True if mutable else None)
@@ -181,7 +183,8 @@ def _as_output(run: Run, tensor: Any) -> HbmArray:
             location=location,
             hint="write every element, tails included",
         )
-    return HbmArray(tensor.array, tensor.dtype)
+    is_input = storage.allocation.code is None
+    return HbmArray(tensor.array, tensor.dtype, mutable=is_input)
 
 
 def check_capacity(run: Run) -> None:

@@ -35,7 +35,7 @@ GEN3 = Target(
     name="gen3",
     generation=3,
     sbuf_bytes_per_partition=224 * KIB,  # 28 MiB over 128 partitions (trainium2_arch.rst)
-    # The public nki-library budgets 224 KiB - 16 KiB - 8 B (mlp_cte_constants.py); the documents print no number.
+    # The public nki-library budgets 224 KiB - 16 KiB - 8 B (mlp_cte_constants.py); documents print no number.
     sbuf_usable_bytes_per_partition=(224 - 16) * KIB - 8,
 )
 

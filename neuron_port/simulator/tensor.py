@@ -48,8 +48,8 @@ class DynamicSlice:
 class NkiTensor:
     """A view: `array` (numpy, in the held dtype), its storage, its NKI dtype, and its first partition.
 
-    `array` holds float32 for every float dtype on chip and in kernel-made HBM; only plain 16- and 8-bit inputs keep
-    their own numpy dtype, and only DMA reads those.
+    `array` holds float32 for every float dtype on chip and in kernel-made HBM; only plain 16- and 8-bit
+    inputs keep their own numpy dtype, and only DMA reads those.
     """
 
     __slots__ = ("array", "dtype", "start", "storage")
@@ -60,7 +60,7 @@ class NkiTensor:
         self.dtype = dtype
         self.start = start  # first partition, relative to the tensor as allocated; 0 in HBM
 
-    # ---- attributes ------------------------------------------------------------------------------------------------
+    # ---- attributes ---------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> Shape:
@@ -128,7 +128,7 @@ class NkiTensor:
             )
         return axis
 
-    # ---- indexing --------------------------------------------------------------------------------------------------
+    # ---- indexing -----------------------------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> NkiTensor:
         array = self.array
@@ -147,6 +147,9 @@ class NkiTensor:
             size = shape[axis]
             if type(item) is slice:
                 begin, end, step = item.start, item.stop, item.step
+                if begin is None and end is None and step is None:
+                    result.append(item)
+                    continue
                 begin = 0 if begin is None else begin + size if begin < 0 else begin
                 end = size if end is None else end + size if end < 0 else end
                 step = 1 if step is None else step
@@ -200,7 +203,7 @@ class NkiTensor:
         return self[(slice(None),) * axis + (slice(start, end, step),)]
 
     def select(self, dim: int, index: Any) -> NkiTensor:
-        """One element of dimension `dim`, which goes away; the index may be a [1, 1] tensor read at run time."""
+        """One element of dimension `dim`, which goes away; index may be a [1, 1] tensor, read at run time."""
         axis = self._axis(dim, "select", free_only=False)
         if isinstance(index, int | np.integer):
             return self[(slice(None),) * axis + (int(index),)]
@@ -214,7 +217,7 @@ class NkiTensor:
 
         return vector_select(self, dim, vector_offset)
 
-    # ---- reshaping -------------------------------------------------------------------------------------------------
+    # ---- reshaping ----------------------------------------------------------------------------------------
 
     def permute(self, dims: Sequence[int]) -> NkiTensor:
         """Dimensions in the order `dims`; on chip dims[0] must be 0."""
@@ -244,7 +247,7 @@ class NkiTensor:
             )
         if not 0 <= dim <= self.ndim:
             raise OutOfBoundsError(f"expand_dim: no position {dim} in {self!r}")
-        return self._view(np.expand_dims(self.array, dim))
+        return self._limited(np.expand_dims(self.array, dim), "expand_dim")
 
     def squeeze_dim(self, dim: int) -> NkiTensor:
         """The view without its size-1 dimension `dim`."""
@@ -300,6 +303,13 @@ class NkiTensor:
                 f"{what}: {shape} is no view of {self!r} with strides {self.strides}",
                 hint="reshape before slicing or permuting, or copy to a tile first",
             ) from None
+        return self._limited(array, what)
+
+    def _limited(self, array: np.ndarray, what: str) -> NkiTensor:
+        if array.ndim > MAXIMUM_DIMENSIONS and self.storage.on_chip:
+            raise ConstraintError(
+                f"{what}: {self!r} would have {array.ndim} dimensions, at most {MAXIMUM_DIMENSIONS} on chip"
+            )
         return self._view(array)
 
     def rearrange(
@@ -335,7 +345,7 @@ class NkiTensor:
         merged = tuple(math.prod(sizes[name] for name in group) for group in groups)
         return view if merged == view.array.shape else view._reshaped(merged, "rearrange")
 
-    # ---- raw access ------------------------------------------------------------------------------------------------
+    # ---- raw access ---------------------------------------------------------------------------------------
 
     def view(self, dtype: Any) -> NkiTensor:
         """The same bits read as another dtype; the last dimension scales with the element size."""
@@ -354,7 +364,7 @@ class NkiTensor:
         indirect_dim: int = 0,
         dtype: Any = None,
     ) -> NkiTensor:
-        """Raw access pattern [[stride, count], ...] over the storage, in elements; `offset` adds to the view's own."""
+        """Raw access pattern [[stride, count], ...] over the storage; `offset` adds to the view's own."""
         from neuron_port.simulator.access import access_pattern
 
         return access_pattern(self, pattern, offset, scalar_offset, vector_offset, indirect_dim, dtype)
@@ -395,7 +405,7 @@ def _integer(value: Any, tensor: NkiTensor) -> int:
     except TypeError:
         raise UnsupportedError(
             f"index {value!r} of {tensor!r} is no compile-time integer, slice or nl.ds",
-            hint="address with run-time values through .ap(scalar_offset=...), .ap(vector_offset=...) or .select",
+            hint="run-time addresses go through .ap(scalar_offset=...), .ap(vector_offset=...) or .select",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Reading operands into float32 arrays and writing results with rounding: what every instruction is made of."""
+"""Reading operands as float32 and writing results with rounding: what every instruction is made of."""
 
 from __future__ import annotations
 

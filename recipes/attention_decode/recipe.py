@@ -118,7 +118,7 @@ RECIPE = Recipe(
         _case("three heads, 130 slots", "tail", B=3, Q=9, G=3, D=64, C=130),
         _case("one key head, 577 slots", "tail", B=2, Q=7, G=1, D=20, C=577),
         _case("tiny values", "stress", scale=1e-3, B=2, Q=8, G=2, D=64, C=160),
-        _case("large values", "stress", scale=6.0, B=2, Q=8, G=2, D=64, C=160),
+        _case("large values", "stress", scale=3.0, B=2, Q=8, G=2, D=64, C=160),
         _case("more heads than partitions", "large", B=5, Q=32, G=8, D=64, C=300),
         _case("long cache", "large", B=1, Q=8, G=2, D=64, C=4096),
     ),

@@ -36,6 +36,7 @@ def forward(operator: Any, weights: Any, attributes: Any, ids: Any) -> Any:
 
 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:
+    """ids [T], table [V, H]."""
     return draw.integers(0, sizes["V"], (sizes["T"],)), draw.normal((sizes["V"], sizes["H"]))
 
 
@@ -57,6 +58,7 @@ RECIPE = Recipe(
     cases=(
         Case(name="one token", kind="ordinary", sizes={"T": 1, "V": 1000, "H": 576}),
         Case(name="a prompt", kind="ordinary", sizes={"T": 128, "V": 1000, "H": 256}),
+        Case(name="one row again and again", kind="stress", sizes={"T": 130, "V": 1, "H": 96}),
         Case(name="two partial tiles", kind="tail", sizes={"T": 130, "V": 77, "H": 577}),
         Case(name="one row", kind="tail", sizes={"T": 3, "V": 1, "H": 1}),
         Case(name="wider than one block", kind="large", sizes={"T": 5, "V": 40, "H": 20000}),

@@ -53,10 +53,12 @@ def gated_mlp(x, gate, up, down):
 
 
 def element_bytes(tensor):
+    """Return the size of an element; kernels take float32 and bfloat16."""
     return 4 if tensor.dtype == nl.float32 else 2
 
 
 def chunk_count(features):
+    """Return how many chunks of P hold the features, the last perhaps in part."""
     return (features + P - 1) // P
 
 
@@ -149,7 +151,9 @@ def weight_pieces(weight, width, partitions):
         weight_PJN = weight.reshape((partitions, chunks, columns))
     elif chunks > 0:
         weight_PJN = weight[0 : chunks * P, :].reshape((chunks, P, columns)).permute((1, 0, 2))
-    stream = STREAM_BYTES if partitions == 0 else 2 * STREAM_BYTES  # few tokens leave more SBUF to the weights
+    stream = (
+        STREAM_BYTES if partitions == 0 else 2 * STREAM_BYTES
+    )  # few tokens leave more SBUF to the weights
     together = max(1, stream // (width * element_bytes(weight)))
     pieces = []
     for first in range(0, chunks, together):
@@ -160,6 +164,7 @@ def weight_pieces(weight, width, partitions):
 
 
 def load(source_hbm):
+    """Return a copy in SBUF."""
     loaded = nl.ndarray(source_hbm.shape, dtype=source_hbm.dtype, buffer=nl.sbuf)
     nisa.dma_copy(dst=loaded, src=source_hbm)
     return loaded

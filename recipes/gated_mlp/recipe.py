@@ -55,6 +55,7 @@ def forward(operator: Any, weights: Any, attributes: Any, hidden: Any) -> Any:
 
 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:
+    """x [T, H], gate and up [H, I], down [I, N]; N is H unless sizes say otherwise."""
     hidden, intermediate = sizes["H"], sizes["I"]
     return (
         draw.normal((sizes["T"], hidden)),

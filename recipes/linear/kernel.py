@@ -47,6 +47,7 @@ def linear(x, weight, bias=None):
 
 
 def element_bytes(tensor):
+    """Return the size of an element; kernels take float32 and bfloat16."""
     return 4 if tensor.dtype == nl.float32 else 2
 
 

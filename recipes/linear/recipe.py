@@ -41,6 +41,7 @@ def forward(operator: Any, weights: Any, attributes: Any, hidden: Any) -> Any:
 
 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:
+    """x [T, K], weight [K, N] and, if sizes say so, bias [N]."""
     x = draw.normal((sizes["T"], sizes["K"]))
     weight = draw.weight((sizes["K"], sizes["N"]))
     return (x, weight, draw.normal((sizes["N"],))) if sizes.get("bias") else (x, weight)

@@ -26,6 +26,7 @@ def forward(operator: Any, weights: Any, attributes: Any, x: Any, y: Any) -> Any
 
 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:
+    """x and y [T, H]."""
     shape = (sizes["T"], sizes["H"])
     return draw.normal(shape), draw.normal(shape)
 

@@ -38,6 +38,7 @@ def forward(operator: Any, weights: Any, attributes: Any, hidden: Any) -> Any:
 
 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:
+    """x [T, H], gamma [H]."""
     return draw.normal((sizes["T"], sizes["H"])), draw.normal((sizes["H"],))
 
 

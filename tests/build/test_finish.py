@@ -20,6 +20,7 @@ from neuron_port.build.finishing.files import GIB, Stop
 from neuron_port.build.finishing.hlo import HloError, entry_parameters, placeholders, replace_custom_calls
 from neuron_port.build.finishing.kernels import NkiProbe, choose_kernels
 from neuron_port.build.finishing.tables import ERROR_CODES, KERNEL_CODES
+from neuron_port.lower import read_module
 
 PREFILL, DECODE = "prefill_b1_s2", "decode_b1_t3"
 
@@ -312,9 +313,14 @@ def test_a_native_kernel_names_its_compiled_file_and_nothing_else_changes() -> N
     config = base64.b64encode(b'{"func_name": "rms_norm"}')
     changed = replace_custom_calls(module, {(call.computation, call.instruction.id): config})
     assert placeholders(changed) == []
-    assert b"AwsNeuronCustomNativeKernel" in changed
+    assert b"neuron_port.rms_norm" not in changed
     assert config in changed
     assert entry_parameters(changed) == entry_parameters(module)
+    before, after = read_module(module).computations, read_module(changed).computations
+    different = [(old, new) for old, new in zip(before[0].instructions, after[0].instructions) if old != new]
+    ((old, new),) = different
+    settled = {"custom_call_target": "AwsNeuronCustomNativeKernel", "backend_config": config}
+    assert dataclasses.replace(old, attributes={**old.attributes, **settled}) == new
     assert replace_custom_calls(module, {}) == module
 
 

@@ -25,8 +25,12 @@ class Graph:
         """Arrays for every input that is a parameter or buffer of the module."""
         from neuron_port.lower.execution import from_torch
 
-        tensors = dict(self.module.named_parameters(remove_duplicate=False)) | dict(self.module.named_buffers())
-        return {item.name: from_torch(tensors[item.name]) for item in self.spec.inputs if item.role == "weight"}
+        tensors = dict(self.module.named_parameters(remove_duplicate=False)) | dict(
+            self.module.named_buffers()
+        )
+        return {
+            item.name: from_torch(tensors[item.name]) for item in self.spec.inputs if item.role == "weight"
+        }
 
     def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The results of the emitted bytes on XLA-CPU, as torch tensors."""
@@ -34,7 +38,7 @@ class Graph:
         from neuron_port.lower import XlaExecutable
         from neuron_port.lower.execution import from_torch, to_torch
 
-        results = XlaExecutable(self.hlo).bind(self.weights())(*map(from_torch, inputs))
+        results = XlaExecutable(self.hlo, optimize=False).bind(self.weights())(*map(from_torch, inputs))
         return tuple(map(to_torch, results))
 
 
@@ -47,7 +51,7 @@ def lower(
     states: Mapping[int, str] | None = None,
     name: str = "graph",
 ) -> Graph:
-    """Export, decompose and emit. `states` maps the index of an output to the input that it is written over."""
+    """Export, decompose and emit; `states` maps the index of an output to the input that it overwrites."""
     wrapped = module if isinstance(module, torch.nn.Module) else _Function(module)
     with torch.no_grad():
         program = decompose(torch.export.export(wrapped.eval(), tuple(inputs), strict=False), references)
@@ -55,7 +59,9 @@ def lower(
     return Graph(emit(program, spec, kernels=kernels or {}), spec, wrapped)
 
 
-def interface(program: torch.export.ExportedProgram, states: Mapping[int, str], name: str = "graph") -> GraphSpec:
+def interface(
+    program: torch.export.ExportedProgram, states: Mapping[int, str], name: str = "graph"
+) -> GraphSpec:
     """Names for everything: weights by their path, inputs by their argument, outputs out0, out1 .."""
     inputs = tuple(
         GraphInput(

@@ -58,7 +58,7 @@ def test_graph_equals_module(lower: Lower) -> None:
 
 
 def test_inputs_are_weights_then_arguments(lower: Lower) -> None:
-    """Parameters in program order, a tied weight once, unread weights not at all, small buffers as literals."""
+    """Parameters in program order, a tied weight once, unread weights never, small buffers as literals."""
     module = read_module(lower(Block(), (IDS,)).hlo)
     assert module.input_names == ("gamma", "inner.weight", "inner.bias", "head.weight", "ids")
     assert module.output_names == ("out0",)
@@ -95,7 +95,9 @@ def test_integers_are_32_bit(lower: Lower) -> None:
     """int64 inputs, constants and results are s32 in the graph; no 64-bit type is left anywhere."""
     graph = lower(lambda ids: (ids * 3, torch.arange(4)), (IDS,))
     module = read_module(graph.hlo)
-    dtypes = {shape.dtype for _, item in module.instructions() for shape in (item.shape, *item.shape.elements)}
+    dtypes = {
+        shape.dtype for _, item in module.instructions() for shape in (item.shape, *item.shape.elements)
+    }
     assert dtypes == {"int32", "tuple"}
 
 
@@ -123,7 +125,9 @@ def test_nothing_unused_is_left(lower: Lower) -> None:
     """Apart from parameters, every instruction is reached from the result."""
     entry = read_module(lower(Block(), (IDS,)).hlo).entry
     used = {operand for item in entry.instructions for operand in item.operands} | {entry.root_id}
-    assert [item.name for item in entry.instructions if item.id not in used and item.opcode != "parameter"] == []
+    assert [
+        item.name for item in entry.instructions if item.id not in used and item.opcode != "parameter"
+    ] == []
 
 
 def test_equal_instructions_are_shared(lower: Lower) -> None:
@@ -146,7 +150,11 @@ def test_infinities_become_finite(lower: Lower) -> None:
     x = torch.rand(2, 3)
     graph = lower(lambda x, mask: x.masked_fill(mask, -torch.inf).softmax(-1), (x, mask))
     lowest = torch.tensor(torch.finfo(torch.float32).min).numpy().tobytes()
-    literals = [item.attributes["literal"] for _, item in read_module(graph.hlo).instructions() if item.opcode == "constant"]
+    literals = [
+        item.attributes["literal"]
+        for _, item in read_module(graph.hlo).instructions()
+        if item.opcode == "constant"
+    ]
     assert lowest in [literal.get("f32s") for literal in literals]
     assert b"\x00\x00\x80\xff" not in [literal.get("f32s") for literal in literals]
     (actual,) = graph.run(x, mask)
@@ -196,7 +204,7 @@ def test_meta_weights_give_the_same_bytes(lower: Lower) -> None:
 
 
 def test_buffer_without_values_is_refused(lower: Lower) -> None:
-    """A small buffer on the meta device cannot become a literal, and the error says where to put its values."""
+    """A small buffer on the meta device cannot become a literal; the error says where values go."""
     with pytest.raises(LoweringError, match="`frequencies` has no values") as caught:
         lower(Block().to("meta"), (IDS.to("meta"),))
     assert "program.constants['frequencies']" in str(caught.value.hint)
@@ -229,7 +237,7 @@ def test_unknown_operator_is_named_with_its_module(lower: Lower) -> None:
 
     class Inner(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.linalg.inv(x)
+            return torch.linalg.det(x)
 
     class Outer(torch.nn.Module):
         def __init__(self) -> None:
@@ -239,7 +247,7 @@ def test_unknown_operator_is_named_with_its_module(lower: Lower) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.solver(x)
 
-    with pytest.raises(LoweringError, match=r"aten\.linalg_inv_ex.* in module `solver` \(Inner\)") as caught:
+    with pytest.raises(LoweringError, match=r"aten\._linalg_det.* in module `solver` \(Inner\)") as caught:
         lower(Outer(), (torch.eye(3),))
     assert caught.value.hint is not None
 
@@ -248,8 +256,16 @@ def test_unknown_operator_is_named_with_its_module(lower: Lower) -> None:
     ("function", "inputs", "problem"),
     [
         (lambda x: x * 2, (torch.zeros(2, dtype=torch.float64),), "float64, which a NeuronCore lacks"),
-        (lambda x: torch.full_like(x, 2**40), (torch.zeros(2, dtype=torch.int64),), "does not fit into int32"),
-        (lambda x: torch.view_as_complex(x).abs(), (torch.zeros(3, 2),), "complex64, which a NeuronCore lacks"),
+        (
+            lambda x: torch.full_like(x, 2**40),
+            (torch.zeros(2, dtype=torch.int64),),
+            "does not fit into int32",
+        ),
+        (
+            lambda x: torch.view_as_complex(x).abs(),
+            (torch.zeros(3, 2),),
+            "complex64, which a NeuronCore lacks",
+        ),
         (lambda x: torch.slice_scatter(x, x[::2], 0, 0, 4, 2), (torch.zeros(4),), "no lowering for step 2"),
     ],
 )
@@ -278,10 +294,10 @@ def _spec(lower: Lower) -> tuple[torch.export.ExportedProgram, GraphSpec]:
     return _program(graph.module, *inputs), graph.spec
 
 
-def _other(spec: GraphSpec, role: str, index: int, **changes: Any) -> GraphSpec:
-    items = list(getattr(spec, role))
+def _other(graph: GraphSpec, role: str, index: int, **changes: Any) -> GraphSpec:
+    items = list(getattr(graph, role))
     items[index] = replace(items[index], **changes)
-    return replace(spec, **{role: tuple(items)})
+    return replace(graph, **{role: tuple(items)})
 
 
 @pytest.mark.parametrize(
@@ -291,7 +307,10 @@ def _other(spec: GraphSpec, role: str, index: int, **changes: Any) -> GraphSpec:
         (lambda spec: replace(spec, outputs=spec.outputs[:1]), "names 1 outputs, the program returns 2"),
         (lambda spec: _other(spec, "inputs", 0, name="cache"), "input `cache` is named twice"),
         (lambda spec: _other(spec, "outputs", 0, name="a,b"), "hold no comma"),
-        (lambda spec: _other(spec, "outputs", 1, alias_of="caches"), "aliases `caches`, which is not an input"),
+        (
+            lambda spec: _other(spec, "outputs", 1, alias_of="caches"),
+            "aliases `caches`, which is not an input",
+        ),
         (
             lambda spec: _other(spec, "inputs", 0, spec=TensorSpec(shape=(3, 2), dtype="float32")),
             r"input `x` is declared float32\[3, 2\], the program has float32\[2, 3\]",

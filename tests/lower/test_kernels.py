@@ -31,7 +31,10 @@ def pair(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 for name, reference in (("test_scale", scale), ("test_pair", pair)):
     LIBRARY.impl(name, reference, "CPU")
     torch.library.register_fake(f"neuron_port::{name}", reference, lib=LIBRARY)
-KERNELS = {name: KernelCall(name=name.removeprefix("test_"), sha256="ab" * 32) for name in ("test_scale", "test_pair")}
+KERNELS = {
+    name: KernelCall(name=name.removeprefix("test_"), sha256="ab" * 32)
+    for name in ("test_scale", "test_pair")
+}
 X, GAMMA = torch.rand(2, 4), torch.rand(4)
 
 
@@ -44,7 +47,10 @@ def test_kernel_becomes_a_custom_call(lower: Lower) -> None:
     """The call names the kernel's digest, its entry point and every attribute, defaults included."""
     module = read_module(lower(_model, (X, GAMMA), kernels=KERNELS).hlo)
     calls = [item for _, item in module.instructions() if item.opcode == "custom-call"]
-    assert [item.attributes["custom_call_target"] for item in calls] == ["neuron_port.test_scale", "neuron_port.test_pair"]
+    assert [item.attributes["custom_call_target"] for item in calls] == [
+        "neuron_port.test_scale",
+        "neuron_port.test_pair",
+    ]
     assert {item.attributes["custom_call_api_version"] for item in calls} == {2}
     assert json.loads(calls[0].attributes["backend_config"]) == {
         "kernel": "ab" * 32,
@@ -64,7 +70,9 @@ def test_backend_config_is_canonical(lower: Lower) -> None:
 
 def test_optional_tensor_is_an_operand_when_given(lower: Lower) -> None:
     """An optional tensor is an operand where it is given, and null among the attributes where it is not."""
-    graph = lower(lambda x, g: torch.ops.neuron_port.test_scale(x, g, g, eps=2.0), (X, GAMMA), kernels=KERNELS)
+    graph = lower(
+        lambda x, g: torch.ops.neuron_port.test_scale(x, g, g, eps=2.0), (X, GAMMA), kernels=KERNELS
+    )
     call = next(item for _, item in read_module(graph.hlo).instructions() if item.opcode == "custom-call")
     assert len(call.operands) == 3
     assert json.loads(call.attributes["backend_config"])["attributes"] == {"eps": 2.0}

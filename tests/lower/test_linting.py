@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from neuron_port.lower.module import Computation, Instruction, Module, Shape
 from neuron_port.types import to_json
 
 Lower = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
 
 
 def _graph(*instructions: Instruction, before: tuple[Computation, ...] = ()) -> bytes:
@@ -78,7 +82,9 @@ CASES = {
     "NCC_EVRF004": _graph(_parameter(1, "complex64", 2)),
     "NCC_ESPP004": _graph(_parameter(1, "float64", 2)),
     "NCC_EVRF051": _graph(_parameter(1, "float8_e4m3fn", 2)),
-    "NCC_EVRF001": _graph(_parameter(1, "float32", 2), Instruction(2, "cholesky", Shape("float32", (2,)), (1,))),
+    "NCC_EVRF001": _graph(
+        _parameter(1, "float32", 2), Instruction(2, "cholesky", Shape("float32", (2,)), (1,))
+    ),
     "NCC_EVRF015": _graph(
         _parameter(1, "float32", 2),
         Instruction(2, "custom-call", Shape("float32", (2,)), (1,), {"custom_call_target": "Mystery"}),
@@ -99,7 +105,11 @@ CASES = {
         _parameter(1, "float32", 4, 8),
         Instruction(2, "iota", Shape("int32", (6,)), (), {"dimensions": [0]}),
         Instruction(
-            3, "gather", Shape("float32", (6, 8)), (1, 2), {"gather_dimension_numbers": {"start_index_map": [0]}}
+            3,
+            "gather",
+            Shape("float32", (6, 8)),
+            (1, 2),
+            {"gather_dimension_numbers": {"start_index_map": [0]}},
         ),
     ),
     "NCC_EVRF009": _graph(_parameter(1, "float32", 1 << 33)),
@@ -148,3 +158,13 @@ def test_unknown_target_is_refused() -> None:
     """A misspelt target is a mistake of usage."""
     with pytest.raises(UsageError, match="Unknown target: `trn9`"):
         lint(_graph(_parameter(1, "float32")), "trn9")
+
+
+def test_linting_needs_no_torch() -> None:
+    """A graph is read and linted without loading torch or jaxlib: the fake compiler starts at once."""
+    script = (
+        "import sys; from neuron_port.lower import lint, read_module; lint, read_module;"
+        "print({'torch', 'jaxlib'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "set()"

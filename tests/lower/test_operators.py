@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 
 pytest.importorskip("jaxlib", reason="executing HLO needs neuron-port[verify]")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 aten = torch.ops.aten
 
-# Inputs of every family: x, y [4, 6] in -2..2; positive [4, 6] in 0.1..2; integers [4, 6] in -7..7; indices [4, 3] in
-# 0..3; mask bool [4, 6]; cube [2, 4, 6]; matrix [6, 5]; vector [6].
+# Inputs of every family: x, y [4, 6] in -2..2; positive [4, 6] in 0.1..2; integers [4, 6] in -7..7;
+# indices [4, 3] in 0..3; mask bool [4, 6]; cube [2, 4, 6]; matrix [6, 5]; vector [6].
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "abs": lambda a: a.x.abs(),
     "add_alpha": lambda a: torch.add(a.x, a.y, alpha=2),
@@ -207,7 +207,9 @@ MATMUL: dict[str, Callable[..., Any]] = {
     "matmul_broadcast": lambda a: torch.matmul(a.cube[:, None], a.matrix),
     "mv": lambda a: torch.mv(a.x, a.vector),
     "conv1d": lambda a: F.conv1d(a.cube, a.x[:, :3].reshape(4, 1, 3), groups=4, padding=2),
-    "conv2d": lambda a: F.conv2d(a.cube[None], a.x.reshape(3, 2, 2, 2), a.vector[:3], stride=2, dilation=(1, 2)),
+    "conv2d": lambda a: F.conv2d(
+        a.cube[None], a.x.reshape(3, 2, 2, 2), a.vector[:3], stride=2, dilation=(1, 2)
+    ),
     "attention": lambda a: F.scaled_dot_product_attention(*[a.cube[None]] * 3),
     "attention_causal": lambda a: F.scaled_dot_product_attention(*[a.cube[None]] * 3, is_causal=True),
     "attention_mask": lambda a: F.scaled_dot_product_attention(
@@ -237,7 +239,9 @@ class Inputs:
 
 def _draw(dtype: torch.dtype) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    permuted = torch.stack([torch.randperm(24) for _ in range(2)])  # no two elements equal: ties have no fixed order
+    permuted = torch.stack(
+        [torch.randperm(24) for _ in range(2)]
+    )  # no two elements equal: ties have no fixed order
     x, y = ((row.reshape(4, 6) - 10.2) / 6 for row in permuted)
     positive = torch.rand(4, 6) * 1.9 + 0.1
     integers, indices = torch.randint(-7, 8, (4, 6)), torch.randint(0, 4, (4, 3))
@@ -266,7 +270,9 @@ def results(lower: Callable[..., Any]) -> Callable[[str, str], dict[str, torch.T
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("family", "name"), [(family, name) for family in FAMILIES for name in FAMILIES[family]])
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family in FAMILIES for name in FAMILIES[family]]
+)
 def test_operator_agrees_with_torch(family: str, name: str, dtype: str, results: Callable[..., Any]) -> None:
     """The emitted operator gives torch's result; in bfloat16, the float32 result rounded about once."""
     actual = results(family, dtype)[name]

@@ -13,7 +13,13 @@ from neuron_port.lower.wire import decode, encode
 
 SCALAR = Shape("float32", (2,))
 MODULE = Module(
-    "m", (Computation(3, "main", 2, (Instruction(1, "parameter", SCALAR), Instruction(2, "negate", SCALAR, (1,)))),), 3
+    "m",
+    (
+        Computation(
+            3, "main", 2, (Instruction(1, "parameter", SCALAR), Instruction(2, "negate", SCALAR, (1,)))
+        ),
+    ),
+    3,
 )
 
 

@@ -76,7 +76,7 @@ def test_bias_may_be_narrow_and_scale_not(on_tiles, rng):
     x, column = rng.standard_normal((6, 9)).astype(np.float32), rng.standard_normal((6, 1)).astype(bf16)
     result = on_tiles(lambda d, t, c: nisa.activation(d, nl.copy, t, bias=c), x, column)
     np.testing.assert_allclose(result, x + column.astype(np.float32), rtol=1e-6)
-    with pytest.raises(ConstraintError, match="scale .* must be float32"):
+    with pytest.raises(ConstraintError, match=r"scale .* must be float32"):
         on_tiles(lambda d, t, c: nisa.activation(d, nl.copy, t, scale=c), x, column)
 
 
@@ -121,14 +121,19 @@ def test_sum_registers_persist_between_instructions(on_tiles, rng):
         nisa.activation(junk, nl.exp, a)
         nisa.activation(junk, nl.copy, b, reduce_op=nl.add, reduce_res=d, reduce_cmd=nisa.reduce_cmd.reduce)
 
-    np.testing.assert_allclose(on_tiles(body, x, y, shape=(6, 1))[:, 0], x.sum(1) + y.sum(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        on_tiles(body, x, y, shape=(6, 1))[:, 0], x.sum(1) + y.sum(1), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_sum_registers_must_be_reset_first(on_tiles, rng):
     """Reducing onto registers that nothing has reset is refused."""
     x = rng.standard_normal((6, 9)).astype(np.float32)
     with pytest.raises(UnwrittenReadError, match="never reset"):
-        on_tiles(lambda d, t: nisa.activation(d, nl.copy, t, reduce_op=nl.add, reduce_cmd=nisa.reduce_cmd.reduce), x)
+        on_tiles(
+            lambda d, t: nisa.activation(d, nl.copy, t, reduce_op=nl.add, reduce_cmd=nisa.reduce_cmd.reduce),
+            x,
+        )
 
 
 def test_only_addition_reduces(on_tiles, rng):
@@ -138,11 +143,13 @@ def test_only_addition_reduces(on_tiles, rng):
     def body(d, t):
         nisa.activation_reduce(t, nl.exp, t, nl.maximum, d)
 
-    with pytest.raises(ConstraintError, match="must be nl.add"):
+    with pytest.raises(ConstraintError, match=r"must be nl.add"):
         on_tiles(body, x, shape=(6, 1))
 
 
-@pytest.mark.parametrize(("name", "value"), [("sin", 4.0), ("log", 0.0), ("rsqrt", -1.0), ("reciprocal", 1e-20)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("sin", 4.0), ("log", 0.0), ("rsqrt", -1.0), ("reciprocal", 1e-20)]
+)
 def test_inputs_outside_the_table_are_warned_about(run_tiles, name, value):
     """The table's range is checked after scale and bias, once per source line."""
     x = np.full((6, 9), value, np.float32)

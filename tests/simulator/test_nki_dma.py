@@ -52,7 +52,7 @@ def test_broadcast_over_partitions_from_hbm(rng):
 
 def test_sizes_must_agree(rng):
     """DMA pairs elements in order and never broadcasts."""
-    with pytest.raises(ConstraintError, match="dst .* has 24 elements, src .* has 12"):
+    with pytest.raises(ConstraintError, match=r"dst .* has 24 elements, src .* has 12"):
         run_kernel(copy_kernel(view=lambda t: t[0:2]), rng.standard_normal((4, 6)).astype(np.float32))
 
 
@@ -66,9 +66,10 @@ def gather_kernel(form, rows, dtype=None, **options):
         tile = nl.ndarray((rows, width), dtype or data.dtype)
         nisa.memset(tile, 7)
         source = (
-            data.ap([[width, rows], [1, width]], vector_offset=index) if form == "ap"
+            data.ap([[width, rows], [1, width]], vector_offset=index)
+            if form == "ap"
             else data.vector_select(0, index)
-        )  # fmt: skip
+        )
         nisa.dma_copy(tile, source, **options)
         out = nl.ndarray(tile.shape, tile.dtype, nl.shared_hbm)
         nisa.dma_copy(out, tile)
@@ -85,7 +86,9 @@ def test_gather_reads_one_row_per_partition(rng, form, dtype):
     indices = rng.integers(0, 20, (9, 1)).astype(np.int32)
     expected = data[indices[:, 0]]
     np.testing.assert_array_equal(run_kernel(gather_kernel(form, 9), data, indices).outputs[0], expected)
-    np.testing.assert_array_equal(run_kernel(gather_kernel(form, 9), to_hbm(data), indices).outputs[0], expected)
+    np.testing.assert_array_equal(
+        run_kernel(gather_kernel(form, 9), to_hbm(data), indices).outputs[0], expected
+    )
 
 
 def test_gather_of_a_part_of_each_row(rng):
@@ -143,7 +146,9 @@ def test_scatter_updates_a_mutable_input(rng):
 def test_inputs_are_read_only(rng):
     """Writing a plain input is refused with the cure."""
     with pytest.raises(ConstraintError, match="mutable=True"):
-        run_kernel(scatter, np.zeros((10, 6), np.float32), np.ones((3, 6), np.float32), np.zeros((3, 1), np.int32))
+        run_kernel(
+            scatter, np.zeros((10, 6), np.float32), np.ones((3, 6), np.float32), np.zeros((3, 1), np.int32)
+        )
 
 
 def test_scalar_offset_moves_the_start(rng):
@@ -182,7 +187,10 @@ def test_dynamic_select_on_chip_and_in_hbm(rng):
         nisa.tensor_copy(chosen, tile.select(1, index))
         row = nl.ndarray((5, 6), nl.float32)
         nisa.dma_copy(row, data.select(0, index))
-        out, second = nl.ndarray((8, 6), nl.float32, nl.shared_hbm), nl.ndarray((5, 6), nl.float32, nl.shared_hbm)
+        out, second = (
+            nl.ndarray((8, 6), nl.float32, nl.shared_hbm),
+            nl.ndarray((5, 6), nl.float32, nl.shared_hbm),
+        )
         nisa.dma_copy(out, chosen)
         nisa.dma_copy(second, row)
         return out, second
@@ -224,9 +232,14 @@ def test_psum_is_out_of_reach():
         run_kernel(kernel, np.zeros((4, 6), np.float32))
 
 
-@pytest.mark.parametrize(("target", "dtype", "fine"), [
-    ("trn2", nl.float32, True), ("trn2", nl.bfloat16, False), ("trn1", nl.float32, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "dtype", "fine"),
+    [
+        ("trn2", nl.float32, True),
+        ("trn2", nl.bfloat16, False),
+        ("trn1", nl.float32, False),
+    ],
+)
 def test_hardware_descriptors_move_raw_bytes(target, dtype, fine):
     """hwdge exists from NeuronCore-v3 on and cannot cast."""
 
@@ -252,7 +265,7 @@ def test_dma_transpose_exchanges_first_and_last(rng, shape):
 
     def kernel(x, wrong=False):
         turned = [shape[axis] for axis in axes]
-        tile = nl.ndarray(turned[:-1] + [turned[-1] + wrong], x.dtype)
+        tile = nl.ndarray([*turned[:-1], turned[-1] + wrong], x.dtype)
         nisa.dma_transpose(tile, x, axes)
         out = nl.ndarray(turned, x.dtype, nl.shared_hbm)
         nisa.dma_copy(out, tile)

@@ -7,7 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from neuron_port.simulator import ConstraintError, UnsupportedError, load_kernel, load_kernel_source, run_kernel
+from neuron_port.simulator import (
+    ConstraintError,
+    UnsupportedError,
+    load_kernel,
+    load_kernel_source,
+    run_kernel,
+)
 
 SOURCE = """
 import math
@@ -42,7 +48,7 @@ def test_other_imports_are_refused():
     """numpy inside a kernel file does not compile for the device."""
     with pytest.raises(UnsupportedError, match="import of `numpy`"):
         load_kernel_source("import numpy\n" + SOURCE, "scale")
-    with pytest.raises(UnsupportedError, match="nki.collectives"):
+    with pytest.raises(UnsupportedError, match=r"nki.collectives"):
         load_kernel_source("import nki.collectives\n" + SOURCE, "scale")
 
 
@@ -58,7 +64,9 @@ def test_errors_point_into_the_kernel_file():
     broken = SOURCE.replace("dst=tile, data=tile", "dst=tile[0:2], data=tile")
     with pytest.raises(ConstraintError) as caught:
         run_kernel(load_kernel_source(broken, "scale", "/kernels/scale.py"), X)
-    assert str(caught.value).startswith("/kernels/scale.py:13: tensor_scalar: data `tile` (4, 6) float32 @ sbuf")
+    assert str(caught.value).startswith(
+        "/kernels/scale.py:13: tensor_scalar: data `tile` (4, 6) float32 @ sbuf"
+    )
 
 
 def test_trace_tells_what_ran():

@@ -167,7 +167,9 @@ def test_moving_columns_are_limited():
         nisa.nc_matmul(psum[:, 0:513], stationary, moving[:, 0:513])
 
     left, right = np.ones((8, 4), np.float32), np.ones((8, 1024), np.float32)
-    np.testing.assert_array_equal(run_kernel(matmul_kernel(steps), left, right).outputs[0], np.full((4, 1024), 8.0))
+    np.testing.assert_array_equal(
+        run_kernel(matmul_kernel(steps), left, right).outputs[0], np.full((4, 1024), 8.0)
+    )
     with pytest.raises(ConstraintError, match="513 columns"):
         run_kernel(matmul_kernel(too_wide), left, right)
 
@@ -205,10 +207,17 @@ def test_operands_have_their_memories(rng):
         run_kernel(matmul_kernel(from_psum), x, x)
 
 
-@pytest.mark.parametrize(("target", "position", "size", "fine"), [
-    ("trn2", (32, 0), (32, 128), True), ("trn1", (32, 0), (32, 128), False), ("trn1", (64, 0), (64, 128), True),
-    ("trn2", (16, 0), (32, 128), False), ("trn2", (0, 0), (8, 128), False), ("trn2", (0, 0), (), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "position", "size", "fine"),
+    [
+        ("trn2", (32, 0), (32, 128), True),
+        ("trn1", (32, 0), (32, 128), False),
+        ("trn1", (64, 0), (64, 128), True),
+        ("trn2", (16, 0), (32, 128), False),
+        ("trn2", (0, 0), (8, 128), False),
+        ("trn2", (0, 0), (), False),
+    ],
+)
 def test_tiling_of_the_array(rng, target, position, size, fine):
     """Row tiles start at multiples of their size; tiles of 32 rows need NeuronCore-v3."""
     x = rng.standard_normal((16, 16)).astype(np.float32)
@@ -217,7 +226,9 @@ def test_tiling_of_the_array(rng, target, position, size, fine):
         nisa.nc_matmul(psum, stationary, moving, tile_position=position, tile_size=size)
 
     if fine:
-        np.testing.assert_allclose(run_kernel(matmul_kernel(steps), x, x, target=target).outputs[0], x.T @ x, rtol=1e-5)
+        np.testing.assert_allclose(
+            run_kernel(matmul_kernel(steps), x, x, target=target).outputs[0], x.T @ x, rtol=1e-5
+        )
     else:
         with pytest.raises(ConstraintError):
             run_kernel(matmul_kernel(steps), x, x, target=target)

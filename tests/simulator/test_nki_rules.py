@@ -1,4 +1,4 @@
-"""Rules of memory, capacity, partitions, engines and outputs: the good kernel passes, the bad one is named."""
+"""Rules of memory, capacity, partitions, engines, outputs: the good kernel passes, the bad one is named."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from neuron_port.simulator import (
     UnwrittenReadError,
     run_kernel,
     simulate,
+    to_hbm,
 )
 from neuron_port.simulator.nki import Kernel, jit
 from neuron_port.simulator.nki import isa as nisa
@@ -44,7 +45,7 @@ def run(body, target="trn2"):
     return run_kernel(returning(body), X, target=target)
 
 
-# ---- capacity --------------------------------------------------------------------------------------------------
+# ---- capacity --------------------------------------------------------------------------------------------
 
 
 def test_single_tile_beyond_sbuf_is_refused_at_once():
@@ -70,7 +71,7 @@ def test_live_tiles_beyond_sbuf_are_refused_with_their_names():
         nisa.tensor_copy(second_half, first_half)
 
     assert run(one_after_the_other).peak_sbuf_bytes == 120000
-    with pytest.raises(CapacityError, match="240000 bytes per partition.*first_half.*second_half"):
+    with pytest.raises(CapacityError, match=r"240000 bytes per partition.*first_half.*second_half"):
         run(at_once)
 
 
@@ -107,7 +108,7 @@ def test_psum_address_starts_on_a_bank():
         run(lambda: nl.ndarray((128, 256), nl.float32, nl.psum, address=(0, 1024)))
 
 
-# ---- poison ----------------------------------------------------------------------------------------------------
+# ---- poison ----------------------------------------------------------------------------------------------
 
 
 def test_reading_an_unwritten_tile_is_refused():
@@ -117,7 +118,7 @@ def test_reading_an_unwritten_tile_is_refused():
         never_written = nl.ndarray((4, 6), nl.float32)
         nisa.tensor_copy(filled((4, 6)), never_written)
 
-    with pytest.raises(UnwrittenReadError, match="`never_written`.*all of its elements") as caught:
+    with pytest.raises(UnwrittenReadError, match=r"`never_written`.*all of its elements") as caught:
         run(body)
     assert caught.value.hint is not None
     assert "test_nki_rules.py" in str(caught.value)
@@ -143,15 +144,28 @@ def test_reading_the_written_part_is_fine_and_one_more_is_not():
         run(body(3, False))
 
 
-# ---- start partitions ------------------------------------------------------------------------------------------
+# ---- start partitions ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("start", "partitions", "fine"), [
-    (0, 128, True), (32, 32, True), (96, 32, True), (64, 64, True), (64, 40, True), (0, 65, True),
-    (16, 16, False), (32, 33, False), (32, 64, False), (64, 33, True), (1, 1, False), (96, 8, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("start", "partitions", "fine"),
+    [
+        (0, 128, True),
+        (32, 32, True),
+        (96, 32, True),
+        (64, 64, True),
+        (64, 40, True),
+        (0, 65, True),
+        (16, 16, False),
+        (32, 33, False),
+        (32, 64, False),
+        (64, 33, True),
+        (1, 1, False),
+        (96, 8, True),
+    ],
+)
 def test_compute_starts_at_allowed_partitions(start, partitions, fine):
-    """More than 64 partitions start at 0, more than 32 at 0 or 64, others at multiples of 32; DMA anywhere."""
+    """More than 64 partitions start at 0, more than 32 at 0 or 64, others at multiples of 32; DMA any."""
 
     def computes():
         tile = filled((128, 4))
@@ -169,7 +183,7 @@ def test_compute_starts_at_allowed_partitions(start, partitions, fine):
             run(computes)
 
 
-# ---- buffers and engines ---------------------------------------------------------------------------------------
+# ---- buffers and engines ---------------------------------------------------------------------------------
 
 
 def test_compute_reads_no_hbm():
@@ -198,11 +212,15 @@ def test_two_psum_inputs_are_refused():
         run(body(nl.psum))
 
 
-@pytest.mark.parametrize("operation", [
-    lambda d, t: nisa.tensor_scalar(d, t, nl.rsqrt, None), lambda d, t: nisa.tensor_tensor(d, d, t, nl.power),
-    lambda d, t: nisa.tensor_copy(d, t, engine=nisa.engine.gpsimd),
-    lambda d, t: nisa.tensor_scalar(d, t, nl.add, 1.0, engine=nisa.engine.gpsimd),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda d, t: nisa.tensor_scalar(d, t, nl.rsqrt, None),
+        lambda d, t: nisa.tensor_tensor(d, d, t, nl.power),
+        lambda d, t: nisa.tensor_copy(d, t, engine=nisa.engine.gpsimd),
+        lambda d, t: nisa.tensor_scalar(d, t, nl.add, 1.0, engine=nisa.engine.gpsimd),
+    ],
+)
 def test_gpsimd_reaches_no_psum(operation):
     """What runs on GpSimdE takes SBUF tiles only."""
 
@@ -250,7 +268,7 @@ def test_operator_classes_do_not_mix():
         run(body)
 
 
-# ---- outputs ---------------------------------------------------------------------------------------------------
+# ---- outputs ---------------------------------------------------------------------------------------------
 
 
 def output_kernel(buffer, columns):
@@ -289,7 +307,7 @@ def test_several_outputs_come_back_in_order():
     assert two.dtype == np.int32
 
 
-# ---- running ---------------------------------------------------------------------------------------------------
+# ---- running ---------------------------------------------------------------------------------------------
 
 
 def test_kernels_run_only_under_the_simulator():
@@ -314,8 +332,8 @@ def test_uncovered_instructions_are_refused_by_name():
     """What is not simulated says so instead of guessing."""
     with pytest.raises(UnsupportedError, match="topk"):
         run(lambda: nisa.topk)
-    with pytest.raises(UnsupportedError, match="softmax"):
-        run(lambda: nl.softmax)
+    with pytest.raises(UnsupportedError, match="dropout"):
+        run(lambda: nl.dropout)
     with pytest.raises(AttributeError, match="no_such_thing"):
         run(lambda: nl.no_such_thing)
     with pytest.raises(UnsupportedError, match="trn9"):
@@ -329,12 +347,21 @@ def test_machine_sizes_follow_the_target():
     seen = []
 
     def body():
-        seen.append((nl.tile_size.pmax, nl.tile_size.psum_num_banks, nl.tile_size.sbuf_fmax_bytes,
-                     nisa.get_nc_version()))  # fmt: skip
+        seen.append(
+            (
+                nl.tile_size.pmax,
+                nl.tile_size.psum_num_banks,
+                nl.tile_size.sbuf_fmax_bytes,
+                nisa.get_nc_version(),
+            )
+        )
 
     run(body, "inf2")
     run(body, "trn2")
-    assert seen == [(128, 8, 176 * 1024, nisa.nc_version.gen2), (128, 8, 208 * 1024 - 8, nisa.nc_version.gen3)]
+    assert seen == [
+        (128, 8, 176 * 1024, nisa.nc_version.gen2),
+        (128, 8, 208 * 1024 - 8, nisa.nc_version.gen3),
+    ]
 
 
 def test_dynamic_loops_run_their_body():
@@ -354,3 +381,41 @@ def test_dynamic_loops_run_their_body():
     np.testing.assert_array_equal(run_kernel(kernel, X).outputs[0], X)
     with pytest.raises(UnsupportedError, match="register"):
         run(lambda: nl.fori_loop(0, 2, range))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: nisa.tensor_copy(t, 3.0),
+        lambda t: nisa.tensor_tensor(t, t, 3.0, nl.add),
+        lambda t: nisa.tensor_reduce(t, nl.add, None, 1),
+        lambda t: nisa.nc_matmul(t, t, None),
+        lambda t: nisa.nc_transpose(t, "data"),
+        lambda t: nisa.dma_copy(t, np.ones((4, 6))),
+        lambda t: nisa.memset(0.0, t),
+        lambda t: nisa.max8(t, 1),
+        lambda t: nisa.nc_stream_shuffle(t, None, [0] * 32),
+    ],
+)
+def test_operands_are_tensors(call):
+    """A number, None or an array where a tensor belongs is named with its place."""
+    with pytest.raises(ConstraintError, match="must be a tensor"):
+        run(lambda: call(filled((4, 6))))
+
+
+def test_updated_inputs_come_back_as_copies():
+    """An input that a kernel updates and returns is not changed by the next call."""
+
+    def add_one(cache):
+        tile = nl.ndarray(cache.shape, cache.dtype)
+        nisa.dma_copy(tile, cache)
+        nisa.tensor_scalar(tile, tile, nl.add, 1.0)
+        nisa.dma_copy(cache, tile)
+        return cache
+
+    handle = to_hbm(X, mutable=True)
+    first = run_kernel(add_one, handle).outputs[0]
+    second = run_kernel(add_one, handle).outputs[0]
+    np.testing.assert_array_equal(first, X + 1)
+    np.testing.assert_array_equal(second, X + 2)
+    np.testing.assert_array_equal(handle.numpy(), X + 2)

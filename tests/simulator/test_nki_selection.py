@@ -110,7 +110,7 @@ def test_predicated_copy_into_an_unwritten_tile_leaves_holes(on_tiles, rng):
 def test_predicate_dtype(on_tiles, rng):
     """A float predicate is refused."""
     x = rng.standard_normal((6, 9)).astype(np.float32)
-    with pytest.raises(ConstraintError, match="predicate .* must be uint8 or uint16 or uint32"):
+    with pytest.raises(ConstraintError, match=r"predicate .* must be uint8 or uint16 or uint32"):
         on_tiles(lambda d, t: nisa.tensor_copy_predicated(d, t, t), x)
 
 
@@ -129,8 +129,9 @@ def test_select_reduce_chooses_and_takes_maxima(on_tiles, rng):
     np.testing.assert_array_equal(on_tiles(body, x, column, mask), expected - expected.max(1, keepdims=True))
 
 
-@pytest.mark.parametrize(("name", "reduce"), [("add", np.sum), ("multiply", np.prod), ("maximum", np.max),
-                                              ("minimum", np.min)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "reduce"), [("add", np.sum), ("multiply", np.prod), ("maximum", np.max), ("minimum", np.min)]
+)
 def test_tensor_scalar_reduce_in_two_steps(on_tiles, rng, name, reduce):
     """The accumulator starts at the operator's identity and continues with reduce_cmd.reduce."""
     x = (rng.integers(-4, 5, (6, 8)) / 2).astype(np.float32)
@@ -149,9 +150,16 @@ def test_tensor_scalar_reduce_loads_its_start(on_tiles, rng):
 
     def body(d, t, s):
         nisa.tensor_scalar_reduce(
-            t, t, nl.multiply, 2.0, nl.add, d, reduce_cmd=nisa.reduce_cmd.load_reduce, reduce_init=s,
+            t,
+            t,
+            nl.multiply,
+            2.0,
+            nl.add,
+            d,
+            reduce_cmd=nisa.reduce_cmd.load_reduce,
+            reduce_init=s,
             reduce_res_negate=True,
-        )  # fmt: skip
+        )
 
     expected = -((2 * x).sum(1, keepdims=True) + start)
     np.testing.assert_allclose(on_tiles(body, x, start, shape=(6, 1)), expected, rtol=1e-5, atol=1e-6)

@@ -43,27 +43,52 @@ def inspect(shape, look, buffer=nl.sbuf, dtype=nl.float32):
     return found[0]
 
 
-@pytest.mark.parametrize(("key", "shape"), [
-    ((slice(0, 4),), (4, 6, 5)), ((2,), (1, 6, 5)), ((slice(None), 3), (8, 5)), ((slice(None), 3, 2), (8, 1)),
-    ((Ellipsis, 1), (8, 6)), ((slice(None), slice(1, 6, 2)), (8, 3, 5)), ((-1,), (1, 6, 5)),
-    ((slice(None), slice(-3, None)), (8, 3, 5)), ((2, 3, 4), (1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ((slice(0, 4),), (4, 6, 5)),
+        ((2,), (1, 6, 5)),
+        ((slice(None), 3), (8, 5)),
+        ((slice(None), 3, 2), (8, 1)),
+        ((Ellipsis, 1), (8, 6)),
+        ((slice(None), slice(1, 6, 2)), (8, 3, 5)),
+        ((-1,), (1, 6, 5)),
+        ((slice(None), slice(-3, None)), (8, 3, 5)),
+        ((2, 3, 4), (1, 1)),
+    ],
+)
 def test_indexing_on_chip_keeps_partition_and_two_dimensions(key, shape):
     """An integer keeps the partition dimension, drops a free one, and never leaves less than two."""
     assert inspect((8, 6, 5), lambda t: t[key].shape) == shape
 
 
-@pytest.mark.parametrize(("key", "shape"), [
-    ((2,), (6, 5)), ((2, 3), (5,)), ((2, 3, 4), (1,)), ((Ellipsis, 0), (8, 6)), ((slice(1, 3),), (2, 6, 5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ((2,), (6, 5)),
+        ((2, 3), (5,)),
+        ((2, 3, 4), (1,)),
+        ((Ellipsis, 0), (8, 6)),
+        ((slice(1, 3),), (2, 6, 5)),
+    ],
+)
 def test_indexing_in_hbm_drops_dimensions(key, shape):
     """In HBM an integer drops its dimension; one dimension remains."""
     assert inspect((8, 6, 5), lambda t: t[key].shape, nl.hbm) == shape
 
 
-@pytest.mark.parametrize("key", [
-    (slice(0, 9),), (8,), (-9,), (slice(3, 3),), (slice(None), slice(5, 7)), (0, 0, 0, 0), (nl.ds(6, 3),),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        (slice(0, 9),),
+        (8,),
+        (-9,),
+        (slice(3, 3),),
+        (slice(None), slice(5, 7)),
+        (0, 0, 0, 0),
+        (nl.ds(6, 3),),
+    ],
+)
 def test_indices_are_never_clamped(key):
     """A slice beyond the end, an empty slice and a surplus index are refused."""
     with pytest.raises(OutOfBoundsError):
@@ -79,7 +104,11 @@ def test_partitions_are_contiguous():
 
 def test_shape_equals_lists_and_tuples():
     """Kernels compare shapes with either."""
-    assert inspect((8, 6), lambda t: (t.shape == [8, 6], t.shape == (8, 6), t.shape != [8, 5])) == (True, True, True)
+    assert inspect((8, 6), lambda t: (t.shape == [8, 6], t.shape == (8, 6), t.shape != [8, 5])) == (
+        True,
+        True,
+        True,
+    )
 
 
 def test_reshaping_views_match_numpy(rng):
@@ -89,7 +118,9 @@ def test_reshaping_views_match_numpy(rng):
     np.testing.assert_array_equal(view_of(x, lambda t: t.reshape_dim(1, (2, -1))), x.reshape(4, 2, 3, 10))
     np.testing.assert_array_equal(view_of(x, lambda t: t.flatten_dims(1, 2)), x.reshape(4, 60))
     np.testing.assert_array_equal(view_of(x, lambda t: t.permute((0, 2, 1))), x.transpose(0, 2, 1))
-    np.testing.assert_array_equal(view_of(x, lambda t: t.expand_dim(2).broadcast(2, 3)), np.stack([x] * 3, axis=2))
+    np.testing.assert_array_equal(
+        view_of(x, lambda t: t.expand_dim(2).broadcast(2, 3)), np.stack([x] * 3, axis=2)
+    )
     np.testing.assert_array_equal(view_of(x, lambda t: t[:, 2:3].squeeze_dim(1)), x[:, 2])
     np.testing.assert_array_equal(view_of(x, lambda t: t.slice(2, 1, 9, 3)), x[:, :, 1:9:3])
     np.testing.assert_array_equal(view_of(x, lambda t: t.select(1, 3)), x[:, 3])
@@ -99,11 +130,20 @@ def test_reshaping_views_match_numpy(rng):
     np.testing.assert_array_equal(merged, x.reshape(4, 60))
 
 
-@pytest.mark.parametrize("view", [
-    lambda t: t.reshape((8, 30)), lambda t: t.reshape((4, 61)), lambda t: t.permute((1, 0, 2)),
-    lambda t: t.broadcast(1, 3), lambda t: t.squeeze_dim(1), lambda t: t.expand_dim(0),
-    lambda t: t.flatten_dims(0, 1), lambda t: t[:, :, 0:5].reshape((4, 30)), lambda t: t.reshape_dim(1, (4, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t.reshape((8, 30)),
+        lambda t: t.reshape((4, 61)),
+        lambda t: t.permute((1, 0, 2)),
+        lambda t: t.broadcast(1, 3),
+        lambda t: t.squeeze_dim(1),
+        lambda t: t.expand_dim(0),
+        lambda t: t.flatten_dims(0, 1),
+        lambda t: t[:, :, 0:5].reshape((4, 30)),
+        lambda t: t.reshape_dim(1, (4, 2)),
+    ],
+)
 def test_illegal_views_are_refused(view):
     """Views that move partitions, change the element count or need a copy are named."""
     with pytest.raises(ConstraintError):
@@ -114,7 +154,9 @@ def test_access_pattern_reads_any_strides(rng):
     """.ap() walks the storage by explicit strides, ignoring the view's own shape."""
     x = rng.standard_normal((8, 12)).astype(np.float32)
     np.testing.assert_array_equal(view_of(x, lambda t: t.ap([[12, 8], [2, 6]])), x[:, ::2])
-    np.testing.assert_array_equal(view_of(x, lambda t: t.ap([[12, 4], [1, 3]], offset=12 * 2 + 5)), x[2:6, 5:8])
+    np.testing.assert_array_equal(
+        view_of(x, lambda t: t.ap([[12, 4], [1, 3]], offset=12 * 2 + 5)), x[2:6, 5:8]
+    )
     np.testing.assert_array_equal(
         view_of(x, lambda t: t.ap([[12, 8], [0, 2], [1, 3]])), np.stack([x[:, :3]] * 2, axis=1)
     )
@@ -122,9 +164,14 @@ def test_access_pattern_reads_any_strides(rng):
     np.testing.assert_array_equal(inner, x[:, 4:6])
 
 
-@pytest.mark.parametrize(("pattern", "offset"), [
-    ([[12, 8], [1, 13]], None), ([[12, 8], [1, 12]], 1), ([[12, 8], [1, 2]], 12),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pattern", "offset"),
+    [
+        ([[12, 8], [1, 13]], None),
+        ([[12, 8], [1, 12]], 1),
+        ([[12, 8], [1, 2]], 12),
+    ],
+)
 def test_access_pattern_stays_in_its_partition(pattern, offset):
     """A pattern that runs into the next partition, or past the last, is refused."""
     with pytest.raises(OutOfBoundsError):
@@ -139,16 +186,33 @@ def test_access_pattern_steps_by_one_partition():
 
 def test_pattern_and_offset_describe_a_view():
     """get_pattern and offset are those of the documentation's example."""
-    assert inspect((128, 64), lambda t: (t[:, 8:24].get_pattern(), t[:, 8:24].offset)) == ([[64, 128], [1, 16]], 8)
-    assert inspect((4, 6), lambda t: (t.is_contiguous(), t[:, 0:3].is_contiguous(), t[:, 0:6:2].is_contiguous())) == (
-        True, True, False,
-    )  # fmt: skip
+    assert inspect((128, 64), lambda t: (t[:, 8:24].get_pattern(), t[:, 8:24].offset)) == (
+        [[64, 128], [1, 16]],
+        8,
+    )
+    assert inspect(
+        (4, 6), lambda t: (t.is_contiguous(), t[:, 0:3].is_contiguous(), t[:, 0:6:2].is_contiguous())
+    ) == (
+        True,
+        True,
+        False,
+    )
 
 
-@pytest.mark.parametrize(("source", "target"), [
-    (np.float32, "int32"), (np.float32, "uint8"), (np.uint8, "float32"), (bf16, "uint16"), (np.uint16, "bfloat16"),
-    (bf16, "float16"), (np.uint8, "float8_e4m3"), (np.int32, "bfloat16"), (np.float32, "bfloat16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (np.float32, "int32"),
+        (np.float32, "uint8"),
+        (np.uint8, "float32"),
+        (bf16, "uint16"),
+        (np.uint16, "bfloat16"),
+        (bf16, "float16"),
+        (np.uint8, "float8_e4m3"),
+        (np.int32, "bfloat16"),
+        (np.float32, "bfloat16"),
+    ],
+)
 def test_reinterpreted_bits(rng, source, target):
     """.view(dtype) reads the same bits, and slices of it as well."""
     x = rng.integers(0, 100, (4, 16)).astype(source)
@@ -157,7 +221,9 @@ def test_reinterpreted_bits(rng, source, target):
     result = view_of(x, lambda t: t.view(getattr(nl, target)))
     np.testing.assert_array_equal(result.view(np.uint8), expected.view(np.uint8))
     part = view_of(x, lambda t: t.view(getattr(nl, target))[1:3, 1:4])
-    np.testing.assert_array_equal(part.view(np.uint8), np.ascontiguousarray(expected[1:3, 1:4]).view(np.uint8))
+    np.testing.assert_array_equal(
+        part.view(np.uint8), np.ascontiguousarray(expected[1:3, 1:4]).view(np.uint8)
+    )
 
 
 def test_reinterpreted_view_sees_later_writes(rng):

@@ -79,7 +79,9 @@ def test_tensor_scalar_applies_two_operators_in_order(on_tiles, rng):
 def test_comparison_feeds_arithmetic_as_one_and_zero(on_tiles, rng):
     """A comparison as op0 gives 1.0 and 0.0 to an arithmetic op1."""
     a = halves(rng, (4, 6))
-    result = on_tiles(lambda dst, x: nisa.tensor_scalar(dst, x, nl.greater, 0.0, op1=nl.subtract, operand1=1.0), a)
+    result = on_tiles(
+        lambda dst, x: nisa.tensor_scalar(dst, x, nl.greater, 0.0, op1=nl.subtract, operand1=1.0), a
+    )
     np.testing.assert_array_equal(result, (a > 0) - 1.0)
 
 
@@ -120,7 +122,9 @@ def test_tensor_reduce_over_trailing_dimensions(on_tiles, rng, name, reduce, axi
 def test_tensor_reduce_refuses_other_axes(on_tiles, rng, axis):
     """The partition dimension and an inner free dimension cannot be reduced."""
     with pytest.raises(ConstraintError, match="last free dimensions"):
-        on_tiles(lambda dst, x: nisa.tensor_reduce(dst, nl.add, x, axis), halves(rng, (3, 2, 4)), shape=(3, 4))
+        on_tiles(
+            lambda dst, x: nisa.tensor_reduce(dst, nl.add, x, axis), halves(rng, (3, 2, 4)), shape=(3, 4)
+        )
 
 
 def test_reciprocal_and_unary_abs(on_tiles, rng):
@@ -139,7 +143,9 @@ def test_bitwise_operators_see_bits(on_tiles, rng):
     shifted = on_tiles(lambda d, x: nisa.tensor_scalar(d, x, nl.right_shift, 4), a, dtype=nl.int32)
     np.testing.assert_array_equal(shifted, (a.view(np.uint32) >> 4).view(np.int32))
     masked = on_tiles(
-        lambda d, x: nisa.tensor_scalar(d, x, nl.bitwise_and, 255, op1=nl.left_shift, operand1=1), a, dtype=nl.int32
+        lambda d, x: nisa.tensor_scalar(d, x, nl.bitwise_and, 255, op1=nl.left_shift, operand1=1),
+        a,
+        dtype=nl.int32,
     )
     np.testing.assert_array_equal(masked, (a & 255) << 1)
 
@@ -192,7 +198,9 @@ def test_memset_fills_and_checks_the_class_of_its_value(on_tiles, rng):
     a = halves(rng, (4, 6))
     result = on_tiles(lambda d, x: nisa.memset(d, 0.1), a, dtype=nl.bfloat16)
     np.testing.assert_array_equal(result, np.full((4, 6), 0.1, dtype=bf16))
-    np.testing.assert_array_equal(on_tiles(lambda d, x: nisa.memset(d, 7), a, dtype=nl.int32), np.full((4, 6), 7))
+    np.testing.assert_array_equal(
+        on_tiles(lambda d, x: nisa.memset(d, 7), a, dtype=nl.int32), np.full((4, 6), 7)
+    )
     with pytest.raises(ConstraintError, match="no integer"):
         on_tiles(lambda d, x: nisa.memset(d, 7.0), a, dtype=nl.int32)
 
@@ -230,3 +238,18 @@ def test_wrappers_compute_what_tokens_name(on_tiles, rng):
     np.testing.assert_allclose(on_tiles(body, a, b), (a + b) * np.exp(np.maximum(a, 0.5)), rtol=1e-6)
     total = on_tiles(lambda d, x: nisa.tensor_copy(d, nl.sum(x, axis=1)), a, shape=(4, 1))
     np.testing.assert_array_equal(total, a.sum(1, keepdims=True))
+
+
+def test_composed_functions_match_numpy(on_tiles, rng):
+    """nl.softmax, rms_norm, where, negative and broadcast_to (over partitions too) are NumPy's."""
+    x, w = rng.standard_normal((6, 9)).astype(np.float32), rng.standard_normal((6, 9)).astype(np.float32)
+    powers = np.exp(x - x.max(1, keepdims=True))
+    result = on_tiles(lambda d, t: nisa.tensor_copy(d, nl.softmax(t, axis=1)), x)
+    np.testing.assert_allclose(result, powers / powers.sum(1, keepdims=True), rtol=1e-6)
+    result = on_tiles(lambda d, t, v: nisa.tensor_copy(d, nl.rms_norm(t, v, axis=1, n=9)), x, w)
+    np.testing.assert_allclose(result, x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-6) * w, rtol=1e-5)
+    result = on_tiles(lambda d, t, v: nisa.tensor_copy(d, nl.where(nl.greater(t, 0.0), t, v)), x, w)
+    np.testing.assert_array_equal(result, np.where(x > 0, x, w))
+    np.testing.assert_array_equal(on_tiles(lambda d, t: nisa.tensor_copy(d, nl.negative(t)), x), -x)
+    result = on_tiles(lambda d, t: nisa.tensor_copy(d, nl.broadcast_to(t, (100, 9))), x[:1], shape=(100, 9))
+    np.testing.assert_array_equal(result, np.repeat(x[:1], 100, axis=0))

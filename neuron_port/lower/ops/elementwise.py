@@ -91,7 +91,7 @@ _register_tables()
 
 
 def arithmetic(b: Builder, opcode: str, dtype: str, x: Value | Number, y: Value | Number) -> Value:
-    """Combine two operands in `dtype`. A number that `dtype` cannot hold exactly is applied in float32, as torch does."""
+    """Combine two operands in `dtype`; a number that it cannot hold is applied in float32, as in torch."""
     inexact = dtype in FLOATS and any(
         not isinstance(item, Value) and not _exact(item, dtype) for item in (x, y)
     )
@@ -135,7 +135,7 @@ def _scaled(b: Builder, out: Shape, operand: Value | Number, alpha: Number) -> V
 def div_rounded(
     b: Builder, out: Shape, x: Value | Number, y: Value | Number, rounding_mode: str | None = None
 ) -> Value:
-    """HLO divides integers toward zero; "floor" then subtracts one where a remainder of the other sign is left."""
+    """HLO divides integers toward zero; "floor" subtracts one where a remainder of the other sign is left."""
     if out.dtype in FLOATS:
         quotient = arithmetic(b, "divide", out.dtype, x, y)
         return quotient if rounding_mode is None else _round_quotient(b, quotient, rounding_mode)
@@ -184,7 +184,7 @@ def reciprocal(b: Builder, out: Shape, x: Value) -> Value:
 
 @lowers(aten.pow.Tensor_Scalar)
 def pow_scalar(b: Builder, out: Shape, x: Value, exponent: Number) -> Value:
-    """Small whole powers and roots become products and square roots: exact where `power` goes through logarithms."""
+    """Small powers and roots become products and square roots: `power` would go through logarithms."""
     x = b.convert(x, out.dtype)
     if exponent == 0.5:
         return b.elementwise("sqrt", x)

@@ -32,7 +32,7 @@ def _take(b: Builder, x: Value, axis: int, positions: Value) -> Value:
 
 
 def _gather(b: Builder, x: Value, axes: Sequence[int], starts: Value, place: int) -> Value:
-    """Index `axes` of `x` by the last axis of `starts`; the other axes of `starts` stand at `place` in the result."""
+    """Index `axes` of `x` by the last axis of `starts`, whose other axes stand at `place` in the result."""
     batch = starts.rank - 1
     window = [size for axis, size in enumerate(x.shape) if axis not in axes]
     shape = [*window[:place], *starts.shape[:-1], *window[place:]]
@@ -100,7 +100,7 @@ def _element_positions(b: Builder, x: Value, axis: int, index: Value) -> Value:
 
 
 def _scatter(b: Builder, x: Value, axes: Sequence[int], starts: Value, updates: Value, combine: str) -> Value:
-    """Write `updates` ([*starts.shape[:-1], *window]) at `starts`; combine is "second" (overwrite), "add" .."""
+    """Write `updates` [*starts.shape[:-1], *window] at `starts`; combine "second" overwrites."""
     batch = starts.rank - 1
     numbers = {
         "update_window_dims": list(range(batch, updates.rank)),
@@ -169,8 +169,8 @@ def index_add(
 def kv_write(b: Builder, out: Shape, cache: Value, new: Value, positions: Value, axis: int) -> Value:
     """Write `new` into `cache` along `axis`, row b of the batch starting at positions[b].
 
-    cache: [B, G, ..]; new: the same but S along `axis`; positions: [B]. One dynamic-update-slice a row, never a
-    scatter: the slice is one dense DMA, and the update happens in place when the cache is aliased.
+    cache: [B, G, ..]; new: the same but S along `axis`; positions: [B]. One dynamic-update-slice a row, never
+    a scatter: the slice is one dense DMA, and the update happens in place when the cache is aliased.
     """
     zero = b.constant(0, "int32")
     for row in range(cache.shape[0]):

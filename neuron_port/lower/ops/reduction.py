@@ -166,7 +166,7 @@ def native_layer_norm(
 
 @lowers(aten.cumsum.default)
 def cumsum(b: Builder, out: Shape, x: Value, dim: int) -> Value:
-    """Doubling shifts: log2(n) padded adds, since neither reduce-window nor scan is sure to compile on Neuron."""
+    """log2(n) shifted adds: neither reduce-window nor a scan is sure to compile on Neuron."""
     if not x.rank:
         return b.convert(x, out.dtype)
     axis, total, step = dim % x.rank, _wide(b, x), 1

@@ -1,7 +1,7 @@
 """Where the largest elements are: argmax, top-k, sort.
 
-argmax and small top-k use only compare, select and reduce, so that the very same graph runs on XLA-CPU and on Neuron,
-where HLO `sort` is refused. Equal elements are taken in order of their index.
+argmax and small top-k use only compare, select and reduce, so that the very same graph runs on XLA-CPU and on
+Neuron, where HLO `sort` is refused. Equal elements are taken in order of their index.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOPK_BY_SELECTION_LIMIT = 64  # beyond it, k passes over the data cost more than
 
 
 def _first_index(b: Builder, hits: Value, positions: Value, axis: int) -> Value:
-    """The lowest position along `axis` where `hits` is true, with the axis kept; the axis' size if nowhere."""
+    """The lowest position along `axis` where `hits` is true (its size if nowhere), with the axis kept."""
     nowhere = b.constant(hits.shape[axis], "int32")
     return b.reduce("minimum", b.select(hits, positions, nowhere), [axis], keep=True)
 

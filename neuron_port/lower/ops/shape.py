@@ -106,7 +106,7 @@ def split_with_sizes(
 def split(b: Builder, out: Shape, x: Value, size: int, dim: int = 0) -> tuple[Value, ...]:
     length = x.shape[dim % x.rank]
     sizes = [min(size, length - start) for start in range(0, length, size)]
-    return split_with_sizes(b, out, x, sizes, dim)  # type: ignore[no-any-return]
+    return split_with_sizes(b, out, x, sizes, dim)
 
 
 @lowers(aten.unbind.int)
@@ -174,7 +174,7 @@ def select_scatter(b: Builder, out: Shape, x: Value, source: Value, dim: int, in
     axis = dim % x.rank
     position = index % x.shape[axis]
     widened = b.reshape(source, [1 if i == axis else size for i, size in enumerate(x.shape)])
-    return slice_scatter(b, out, x, widened, axis, position, position + 1)  # type: ignore[no-any-return]
+    return slice_scatter(b, out, x, widened, axis, position, position + 1)
 
 
 @lowers(aten.arange.start_step)
@@ -205,7 +205,13 @@ def ones(b: Builder, out: Shape, *_: object) -> Value:
     return b.filled(1, out.dtype, out.dimensions)
 
 
-@lowers(aten.empty_permuted.default, aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default)
+@lowers(
+    aten.empty_permuted.default,
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.new_empty.default,
+    aten.empty_strided.default,
+)
 def empty(b: Builder, out: Shape, *_: object) -> Value:
     """Zeros: a graph has no unwritten memory."""
     return b.filled(0, out.dtype, out.dimensions)

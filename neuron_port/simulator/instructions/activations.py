@@ -114,8 +114,9 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "copy": copy, "square": np.square, "sigmoid": sigmoid, "relu": relu, "gelu": gelu, "gelu_dx": gelu_dx,
     "gelu_apprx_tanh": gelu_apprx_tanh, "gelu_apprx_sigmoid": gelu_apprx_sigmoid,
     "gelu_apprx_sigmoid_dx": gelu_apprx_sigmoid_dx, "silu": silu, "silu_dx": silu_dx, "tanh": np.tanh,
-    "softplus": softplus, "mish": mish, "erf": erf, "erf_dx": erf_dx, "exp": np.exp, "sign": np.sign, "abs": np.abs,
-    "log": np.log, "sqrt": np.sqrt, "rsqrt": rsqrt, "reciprocal": np.reciprocal, "sin": np.sin, "arctan": np.arctan,
+    "softplus": softplus, "mish": mish, "erf": erf, "erf_dx": erf_dx, "exp": np.exp, "sign": np.sign,
+    "abs": np.abs, "log": np.log, "sqrt": np.sqrt, "rsqrt": rsqrt, "reciprocal": np.reciprocal, "sin": np.sin,
+    "arctan": np.arctan,
 }  # fmt: skip
 
 # Input ranges for which ScalarE's tables are valid (table of activation functions in nki.api.shared.rst).
@@ -144,6 +145,6 @@ def range_complaint(op: Operator, x: np.ndarray) -> str | None:
     if lowest >= limits[0] and highest <= limits[1]:
         return None
     return (
-        f"activation: nl.{op.name} sees inputs from {lowest:.6g} to {highest:.6g}; ScalarE's table is valid only in "
-        f"[{limits[0]:.6g}, {limits[1]:.6g}]"
+        f"activation: nl.{op.name} sees inputs from {lowest:.6g} to {highest:.6g}; ScalarE's table is valid "
+        f"only in [{limits[0]:.6g}, {limits[1]:.6g}]"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from neuron_port.simulator.checks import check_engine, check_generation, require_written, touch
+from neuron_port.simulator.checks import check_engine, check_generation, check_tensors, require_written, touch
 from neuron_port.simulator.context import context, current_run, record
 from neuron_port.simulator.dtypes import FLOAT32
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError
@@ -115,11 +115,7 @@ def _check_sides(opcode: str, dst: Any, src: Any) -> None:
                 hint="copy through SBUF with nisa.tensor_copy",
             )
     except AttributeError:
-        for name, operand in (("dst", dst), ("src", src)):
-            if not isinstance(operand, NkiTensor):
-                raise ConstraintError(
-                    f"{opcode}: {name} is {operand!r}, must be a tensor", hint="dst comes first, then src"
-                ) from None
+        check_tensors(opcode, ("dst", "src"), dst, src)
         raise
 
 
@@ -177,8 +173,8 @@ def _valid_rows(side: IndirectTensor, rows: np.ndarray, mode: oob_mode) -> tuple
     if mode is not OobMode.skip and not valid.all():
         partition = int(np.argmin(valid))
         raise OutOfBoundsError(
-            f"dma_copy: index {indices[partition]} of partition {partition} leaves the {rows.shape[0]} rows of "
-            f"{side.base!r}",
+            f"dma_copy: index {indices[partition]} of partition {partition} leaves the {rows.shape[0]} rows "
+            f"of {side.base!r}",
             hint="bound the indices, or use oob_mode=nisa.oob_mode.skip to leave such rows untouched",
         )
     partitions = np.flatnonzero(valid)
@@ -252,8 +248,10 @@ def dma_transpose(
     """dst = src with the first and last dimensions exchanged: axes (1, 0), (2, 1, 0) or (3, 1, 2, 0).
 
     dst in SBUF, of exactly the permuted shape and of src's dtype; 2-byte elements, src.shape[-1] <= 128.
+    From NeuronCore-v3 on.
     """
     run = current_run()
+    check_generation("dma_transpose", 3)
     _check_sides("dma_transpose", dst, src)
     if isinstance(src, IndirectTensor) or isinstance(dst, IndirectTensor):
         src, dst = src.resolved(), dst.resolved()

@@ -1,4 +1,4 @@
-"""GpSimdE: index patterns, affine masks, gathers within a partition, reductions over partitions. SBUF only."""
+"""GpSimdE: index patterns, affine masks, gathers in a partition, reductions over partitions; SBUF only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def iota(
     channel_multiplier: int = 0,
     name: str | None = None,
 ) -> NkiInstruction:
-    """dst[p, ...] = offset + p * channel_multiplier + sum of step * index over pattern [[step, count], ...], int32."""
+    """dst[p, ...] = offset + p * channel_multiplier + sum of step * index over [[step, count], ...]."""
     check_tiles("iota", ("dst",), dst)
     check_memory("iota", "dst", dst, SBUF)
     values = _affine("iota", dst, pattern, offset, channel_multiplier)

@@ -1,4 +1,4 @@
-"""The operators that instructions take as `op`: ALU operators (VectorE, GpSimdE) and activation functions (ScalarE).
+"""The operators that instructions take as `op`: those of the ALUs, and the activation functions of ScalarE.
 
 A token is one object: kernels pass it (`op=nl.add`) or call it (`nl.add(x, y)` allocates a new tile).
 """

@@ -1,4 +1,4 @@
-"""Sequencer registers: allocate, move, load and store 32-bit integers that address instructions at run time."""
+"""Sequencer registers: allocate, move, load and store the integers that address instructions at run time."""
 
 from __future__ import annotations
 

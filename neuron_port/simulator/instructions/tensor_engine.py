@@ -1,6 +1,6 @@
 """TensorE: matrix multiplication into PSUM, and transposition by the same array.
 
-Accumulation is tracked by element: only what a matmul wrote last may be accumulated onto (NeuronCore-v2 and v3).
+Accumulation is tracked by element: only what a matmul wrote last may be added to (NeuronCore-v2 and v3).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from neuron_port.simulator.checks import (
     check_generation,
     check_memory,
     check_source,
+    check_tensors,
 )
 from neuron_port.simulator.context import Run, context, current_run, record
-from neuron_port.simulator.dtypes import FLOAT8, bfloat16, float16, float32, tfloat32
+from neuron_port.simulator.dtypes import bfloat16, float8_e4m3, float8_e5m2, float16, float32, tfloat32
 from neuron_port.simulator.errors import AccumulationError, ConstraintError, UnsupportedError
 from neuron_port.simulator.memory import BY_MATMUL, BY_OTHERS, MIXED, UNWRITTEN, byte_offset
 from neuron_port.simulator.target import Target
@@ -36,7 +37,7 @@ class matmul_perf_mode(Enum):  # noqa: N801 - AWS's name
 
 
 WIDE = (float32, tfloat32)
-MATMUL_DTYPES = (float32, bfloat16, float16, tfloat32, *FLOAT8)
+MATMUL_DTYPES = (float32, bfloat16, float16, tfloat32, float8_e4m3, float8_e5m2)
 SCRATCH_ROWS, SCRATCH_COLUMNS = 128, 512
 
 
@@ -66,7 +67,7 @@ def nc_matmul(
     try:
         k, m, n = _matmul_sizes(run, dst, stationary, moving)
     except AttributeError:
-        _refuse_non_tensors(dst, stationary, moving)
+        check_tensors("nc_matmul", ("dst", "stationary", "moving"), dst, stationary, moving)
         raise
     if tile_position or tile_size:
         _check_tiling(run, k, m, tuple(tile_position), tuple(tile_size))
@@ -118,12 +119,13 @@ def nc_transpose(
 ) -> NkiInstruction:
     """dst [F, P] = data [P, F] transposed; the free dimensions of data count as one; dtypes are equal.
 
-    TensorE: SBUF to PSUM, up to [128, 128]; on NeuronCore-v2 a NaN or infinity spoils its whole row of results.
+    TensorE: SBUF to PSUM, up to [128, 128]; on NeuronCore-v2 NaN and infinities spread over their row.
     VectorE: up to [32, 32], any of SBUF and PSUM. With the engine left out, dst's memory and the size decide.
     """
     from neuron_port.simulator.instructions.vector_engine import vector_transpose
 
     run = current_run()
+    check_tensors("nc_transpose", ("dst", "data"), dst, data)
     partitions = data.array.shape[0]
     free = data.size // partitions
     if dst.array.shape[0] != free or dst.size != data.size:
@@ -165,8 +167,8 @@ def nc_transpose(
     values = data.array.reshape(partitions, free)
     if run.target.generation == 2 and not np.isfinite(values).all():
         run.warn(
-            f"nc_transpose: data {data!r} contains NaN or infinity; TensorE of NeuronCore-v2 multiplies by an "
-            "identity matrix, which spreads NaN over the row"
+            f"nc_transpose: data {data!r} contains NaN or infinity; TensorE of NeuronCore-v2 multiplies by "
+            "an identity matrix, which spreads NaN over the row"
         )
         values = values @ np.eye(free, dtype=np.float32)
     write_raw(dst, values.T, BY_MATMUL)
@@ -183,9 +185,7 @@ def _product(run: Run, left: np.ndarray, right: np.ndarray, m: int, n: int) -> n
     return np.matmul(left, right, out=run.scratch[:m, :n])
 
 
-def _matmul_sizes(
-    run: Run, dst: NkiTensor, stationary: NkiTensor, moving: NkiTensor
-) -> tuple[int, int, int]:
+def _matmul_sizes(run: Run, dst: NkiTensor, stationary: NkiTensor, moving: NkiTensor) -> tuple[int, int, int]:
     """K, M, N after all checks of memory, sizes and dtypes."""
     now = len(run.instructions)
     for operand in (stationary, moving):
@@ -240,30 +240,18 @@ def _refuse_matmul_sizes(target: Target, stationary: NkiTensor, moving: NkiTenso
     )
 
 
-def _refuse_non_tensors(dst: Any, stationary: Any, moving: Any) -> None:
-    for name, operand in (("dst", dst), ("stationary", stationary), ("moving", moving)):
-        if not isinstance(operand, NkiTensor):
-            raise ConstraintError(
-                f"nc_matmul: {name} is {operand!r}, must be a tensor",
-                hint="the order is nc_matmul(dst, stationary, moving)",
-            )
-
-
 def _check_matmul_dtypes(stationary: NkiTensor, moving: NkiTensor) -> None:
     for name, operand in (("stationary", stationary), ("moving", moving)):
         if operand.dtype not in MATMUL_DTYPES:
             raise ConstraintError(
-                f"nc_matmul: {name} {operand!r} has dtype {operand.dtype}, must be a float type",
-                hint="convert with nisa.tensor_copy first",
+                f"nc_matmul: {name} {operand!r} has dtype {operand.dtype}, must be "
+                f"{' or '.join(MATMUL_DTYPES)}",
+                hint="convert with nisa.tensor_copy first; float8_e4m3fn multiplies from NeuronCore-v4 on",
             )
     if (stationary.dtype in WIDE) != (moving.dtype in WIDE):
         raise ConstraintError(
             f"nc_matmul: stationary {stationary!r} and moving {moving!r} mix a 32-bit with a narrower float",
-            hint="float32 multiplies only with float32 or tfloat32: convert one operand with nisa.tensor_copy",
-        )
-    if {"float8_e4m3", "float8_e4m3fn"} <= {str(stationary.dtype), str(moving.dtype)}:
-        raise ConstraintError(
-            f"nc_matmul: stationary {stationary!r} and moving {moving!r} mix e4m3 with e4m3fn"
+            hint="float32 multiplies only with float32 or tfloat32: convert one with nisa.tensor_copy",
         )
 
 
@@ -333,8 +321,8 @@ def _overwrites(dst: NkiTensor, accumulate: bool | None) -> Any:
     states = storage.mask_of(dst.array) if state == MIXED else np.full(1, state, dtype=np.uint8)
     if (states == BY_OTHERS).any():
         raise AccumulationError(
-            f"nc_matmul: dst {dst!r} was last written by an instruction that is no matmul; adding to it is undefined "
-            "on NeuronCore-v2 and v3",
+            f"nc_matmul: dst {dst!r} was last written by an instruction that is no matmul; adding to it is "
+            "undefined on NeuronCore-v2 and v3",
             hint="drop the memset: the first matmul overwrites PSUM by itself (or pass accumulate=False)",
         )
     fresh = states == UNWRITTEN

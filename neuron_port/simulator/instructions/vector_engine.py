@@ -17,6 +17,7 @@ from neuron_port.simulator.checks import (
     check_no_psum,
     check_not_both_psum,
     check_source,
+    check_tensors,
     check_tiles,
 )
 from neuron_port.simulator.context import record
@@ -66,7 +67,9 @@ def tensor_copy(
     dst: NkiTensor, src: NkiTensor, engine: engine = engine.unknown, name: str | None = None
 ) -> NkiInstruction:
     """dst = src between SBUF and PSUM; equal dtypes copy bits, others go through float32."""
-    src, dst = src.resolved(), dst.resolved()
+    if src.__class__ is not NkiTensor or dst.__class__ is not NkiTensor:
+        check_tensors("tensor_copy", ("dst", "src"), dst, src)
+        src, dst = src.resolved(), dst.resolved()
     check_tiles("tensor_copy", ("dst", "src"), dst, src)
     chosen = Engine.vector
     if engine is not Engine.unknown:
@@ -95,7 +98,7 @@ def tensor_tensor(
 ) -> NkiInstruction:
     """dst = data1 op data2 elementwise, without broadcasting.
 
-    Not both inputs in PSUM. nl.power runs on GpSimdE, as do 32-bit integers (exactly) when no operand is in PSUM.
+    Not both inputs in PSUM. nl.power runs on GpSimdE, as do 32-bit integers (exactly) without PSUM operands.
     """
     check_tiles("tensor_tensor", ("dst", "data1", "data2"), dst, data1, data2)
     if op.__class__ is not Operator or op.alu is None or op.unary:
@@ -283,7 +286,7 @@ def scalar_tensor_tensor(
     reverse1: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """dst = (data op0 operand0) op1 operand1: operand0 a number or [P, 1], operand1 a full tile; arithmetic only."""
+    """dst = (data op0 operand0) op1 operand1: operand0 a number or [P, 1], operand1 a tile; arithmetic."""
     check_tiles("scalar_tensor_tensor", ("dst", "data", "operand1"), dst, data, operand1)
     check_not_both_psum("scalar_tensor_tensor", ("data", "operand1"), data, operand1)
     for op in (op0, op1):

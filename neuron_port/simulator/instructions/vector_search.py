@@ -1,4 +1,4 @@
-"""VectorE: the eight largest values of each partition, where they are, and their replacement (top-k building blocks)."""
+"""VectorE: the eight largest values of each partition, their positions, replacement (parts of top-k)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def max8(dst: NkiTensor, src: NkiTensor, name: str | None = None) -> NkiInstruct
 def nc_find_index8(
     dst: NkiTensor, data: NkiTensor, vals: NkiTensor, name: str | None = None
 ) -> NkiInstruction:
-    """dst [P, 8] = position of each of the eight vals; a repeated value takes successive positions, ascending.
+    """dst [P, 8] = position of each of the eight vals; a repeated value takes successive positions.
 
     A value that does not occur gives all ones. dst is uint16 or uint32.
     """
@@ -47,9 +47,9 @@ def nc_match_replace8(
     dst_idx: NkiTensor | None = None,
     name: str | None = None,
 ) -> NkiInstruction:
-    """dst = data with the first occurrence of each of the eight vals replaced by imm; dst_idx [P, 8] their positions.
+    """dst = data with the first occurrence of each of eight vals replaced by imm; dst_idx their positions.
 
-    vals are processed from the last to the first, so of a repeated value the last column gets the first position.
+    vals are processed from last to first, so of a repeated value the last column gets the first position.
     """
     rows, wanted = _search_inputs("nc_match_replace8", data, vals)
     check_tiles("nc_match_replace8", ("dst", "data"), dst, data)

@@ -1,6 +1,7 @@
 """VectorE: selection by masks and bounds, with the engine's accumulator registers for row reductions.
 
-The 128 float32 registers are shared by range_select, select_reduce, tensor_scalar_reduce and tensor_scalar_cumulative.
+The 128 float32 registers are shared by range_select, select_reduce, tensor_scalar_reduce and
+tensor_scalar_cumulative.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def tensor_copy_predicated(
 ) -> NkiInstruction:
     """dst = src where predicate is not zero (where it is zero, if reversed); elsewhere dst stays as it is.
 
-    predicate: uint8, uint16 or uint32. src: a number or a tile of dst's dtype; not in PSUM together with predicate.
+    predicate: uint8, uint16 or uint32. src: a number or a tile of dst's dtype; not both of them in PSUM.
     """
     sources = (predicate, src) if isinstance(src, NkiTensor) else (predicate,)
     check_tiles("tensor_copy_predicated", ("dst", "predicate", "src"), dst, *sources)
@@ -84,7 +85,7 @@ def select_reduce(
     reverse_pred: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """dst = on_true where predicate else on_false (a number or [P, 1]); optionally the maximum of each row."""
+    """dst = on_true where predicate else on_false (number or [P, 1]); optionally the maximum of each row."""
     check_tiles("select_reduce", ("dst", "predicate", "on_true"), dst, predicate, on_true)
     check_not_both_psum("select_reduce", ("predicate", "on_true"), predicate, on_true)
     check_dtype("select_reduce", "predicate", predicate, (uint8, int8, uint16, int16))

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from neuron_port.simulator.checks import check_destination, check_not_both_psum, check_source, check_tiles
+from neuron_port.simulator.checks import (
+    check_destination,
+    check_not_both_psum,
+    check_source,
+    check_tensors,
+    check_tiles,
+)
 from neuron_port.simulator.context import record
 from neuron_port.simulator.dtypes import FLOAT32
 from neuron_port.simulator.errors import ConstraintError
@@ -22,7 +28,7 @@ UNCHANGED = 255
 
 
 def bn_stats(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiInstruction:
-    """dst [P, 6] = count, mean, variance * count of the even elements, then of the odd; up to 512 per partition."""
+    """dst [P, 6] = count, mean, variance * count of the even elements, then of the odd; 512 at most."""
     check_source("bn_stats", "data", data)
     check_destination("bn_stats", "dst", dst)
     partitions = data.array.shape[0]
@@ -47,7 +53,7 @@ def bn_stats(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiIns
 
 
 def bn_aggr(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiInstruction:
-    """dst [P, 2] = mean and variance of everything that data's (count, mean, variance * count) triples describe."""
+    """dst [P, 2] = mean and variance of what data's (count, mean, variance * count) triples describe."""
     check_source("bn_aggr", "data", data)
     check_destination("bn_aggr", "dst", dst)
     partitions = data.array.shape[0]
@@ -74,7 +80,7 @@ def tensor_tensor_scan(
     reverse1: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """dst_i = (data0_i op0 dst_(i-1)) op1 data1_i along the free dimension, from `initial`; the state is float32."""
+    """dst_i = (data0_i op0 dst_(i-1)) op1 data1_i along the free dimension, from `initial`, in float32."""
     check_tiles("tensor_tensor_scan", ("dst", "data0", "data1"), dst, data0, data1)
     check_not_both_psum("tensor_tensor_scan", ("data0", "data1"), data0, data1)
     for op in (op0, op1):
@@ -99,8 +105,9 @@ def tensor_tensor_scan(
 def nc_stream_shuffle(
     dst: NkiTensor, src: NkiTensor, shuffle_mask: Sequence[int], name: str | None = None
 ) -> NkiInstruction:
-    """dst[q * 32 + i] = src[q * 32 + shuffle_mask[i]] in each quadrant q of 32 partitions; 255 leaves dst as it is."""
+    """dst[q * 32 + i] = src[q * 32 + shuffle_mask[i]] in each quadrant q of 32 partitions; 255 keeps dst."""
     opcode = "nc_stream_shuffle"
+    check_tensors(opcode, ("dst", "src"), dst, src)
     mask = [int(entry) for entry in shuffle_mask]
     if len(mask) != QUADRANT or any(not 0 <= entry < QUADRANT and entry != UNCHANGED for entry in mask):
         raise ConstraintError(f"{opcode}: shuffle_mask {mask} must be 32 entries from 0 to 31, or 255")

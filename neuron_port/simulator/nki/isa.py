@@ -50,14 +50,14 @@ from neuron_port.simulator.registers import VirtualRegister
 from neuron_port.simulator.trace import NkiInstruction, engine
 
 __all__ = [
-    "NkiInstruction", "NkiValidationError", "VirtualRegister", "activation", "activation_reduce", "affine_select",
-    "bn_aggr", "bn_stats", "dge_mode", "dma_copy", "dma_engine", "dma_transpose", "engine", "get_nc_sub_version",
-    "get_nc_version", "iota", "matmul_perf_mode", "max8", "memset", "nc_find_index8", "nc_match_replace8",
-    "nc_matmul", "nc_n_gather", "nc_stream_shuffle", "nc_transpose", "nc_version", "oob_mode", "range_select",
-    "reciprocal", "reduce_cmd", "register_alloc", "register_load", "register_move", "register_store",
-    "scalar_tensor_tensor", "select_reduce", "tensor_copy", "tensor_copy_predicated", "tensor_partition_reduce",
-    "tensor_reduce", "tensor_scalar", "tensor_scalar_cumulative", "tensor_scalar_reduce", "tensor_tensor",
-    "tensor_tensor_scan",
+    "NkiInstruction", "NkiValidationError", "VirtualRegister", "activation", "activation_reduce",
+    "affine_select", "bn_aggr", "bn_stats", "dge_mode", "dma_copy", "dma_engine", "dma_transpose", "engine",
+    "get_nc_sub_version", "get_nc_version", "iota", "matmul_perf_mode", "max8", "memset", "nc_find_index8",
+    "nc_match_replace8", "nc_matmul", "nc_n_gather", "nc_stream_shuffle", "nc_transpose", "nc_version",
+    "oob_mode", "range_select", "reciprocal", "reduce_cmd", "register_alloc", "register_load",
+    "register_move", "register_store", "scalar_tensor_tensor", "select_reduce", "tensor_copy",
+    "tensor_copy_predicated", "tensor_partition_reduce", "tensor_reduce", "tensor_scalar",
+    "tensor_scalar_cumulative", "tensor_scalar_reduce", "tensor_tensor", "tensor_tensor_scan",
 ]  # fmt: skip
 
 tensor_engine, vector_engine, scalar_engine = engine.tensor, engine.vector, engine.scalar

@@ -38,6 +38,7 @@ from neuron_port.simulator.memory import Allocation as _Allocation
 from neuron_port.simulator.memory import MemoryRegion
 from neuron_port.simulator.memory import Storage as _Storage
 from neuron_port.simulator.nki.mathematics import (
+    broadcast_to,
     expand_dims,
     load,
     load_transpose2d,
@@ -45,10 +46,14 @@ from neuron_port.simulator.nki.mathematics import (
     max,
     mean,
     min,
+    negative,
     prod,
+    rms_norm,
+    softmax,
     store,
     sum,
     transpose,
+    where,
 )
 from neuron_port.simulator.registers import VirtualRegister as _VirtualRegister
 from neuron_port.simulator.tensor import DynamicSlice as _DynamicSlice
@@ -127,7 +132,7 @@ def is_on_chip(buffer: MemoryRegion) -> bool:
     return buffer in _ON_CHIP
 
 
-# ---- allocation ----------------------------------------------------------------------------------------------------
+# ---- allocation ------------------------------------------------------------------------------------------
 
 
 def ndarray(
@@ -275,7 +280,7 @@ def shared_identity_matrix(n: int, dtype: Any = uint8, dst: NkiTensor | None = N
     return tensor
 
 
-# ---- loops and programs --------------------------------------------------------------------------------------------
+# ---- loops and programs ----------------------------------------------------------------------------------
 
 
 def ds(start: int, size: int) -> _DynamicSlice:
@@ -322,7 +327,7 @@ class no_reorder:  # noqa: N801 - AWS's name
 
 
 def fori_loop(lower: Any, upper: Any, body_fun: Any, step: int = 1) -> None:
-    """A hardware loop: body_fun(register) for lower, lower + step, ... below upper; bounds may be registers."""
+    """A hardware loop: body_fun(register) for lower, lower + step, ... below upper (ints or registers)."""
     if not isinstance(step, int) or step < 1:
         raise _ConstraintError(f"nl.fori_loop: step is {step!r}, must be a positive compile-time integer")
     first, last = (bound.value if isinstance(bound, _VirtualRegister) else bound for bound in (lower, upper))
@@ -341,7 +346,7 @@ def while_loop(init: Any, body_fun: Any) -> None:
         register = body_fun(register)
 
 
-# ---- operator tokens -----------------------------------------------------------------------------------------------
+# ---- operator tokens -------------------------------------------------------------------------------------
 
 
 _NOT_SIMULATED = frozenset(
@@ -349,7 +354,6 @@ _NOT_SIMULATED = frozenset(
         "abs_max",
         "abs_min",
         "all",
-        "broadcast_to",
         "ceil",
         "cos",
         "dropout",
@@ -360,15 +364,11 @@ _NOT_SIMULATED = frozenset(
         "floor",
         "gather_flattened",
         "logical_not",
-        "negative",
         "rand",
         "random_seed",
-        "rms_norm",
-        "softmax",
         "tan",
         "trunc",
         "var",
-        "where",
     }
 )
 
@@ -383,11 +383,12 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "MemoryRegion", "NKIObject", "NkiTensor", "affine_range", "bfloat16", "bool_", "device_print", "ds",
-    "empty_like", "expand_dims", "float16", "float32", "float8_e4m3", "float8_e4m3fn", "float8_e5m2",
-    "float8_e8m0fnu", "fori_loop", "full", "hbm", "int16", "int32", "int8", "is_hbm", "is_on_chip",
-    "is_psum", "is_sbuf", "load", "load_transpose2d", "matmul", "max", "mean", "min", "ndarray",
-    "no_reorder", "num_programs", "ones", "private_hbm", "prod", "program_id", "program_ndim", "psum", "sbuf",
-    "sequential_range", "shared_constant", "shared_hbm", "shared_identity_matrix", "static_range", "store", "sum",
-    "tfloat32", "tile_size", "transpose", "uint16", "uint32", "uint8", "while_loop", "zeros", "zeros_like",
+    "MemoryRegion", "NKIObject", "NkiTensor", "affine_range", "bfloat16", "bool_", "broadcast_to",
+    "device_print", "ds", "empty_like", "expand_dims", "float16", "float32", "float8_e4m3", "float8_e4m3fn",
+    "float8_e5m2", "float8_e8m0fnu", "fori_loop", "full", "hbm", "int16", "int32", "int8", "is_hbm",
+    "is_on_chip", "is_psum", "is_sbuf", "load", "load_transpose2d", "matmul", "max", "mean", "min",
+    "ndarray", "negative", "no_reorder", "num_programs", "ones", "private_hbm", "prod", "program_id",
+    "program_ndim", "psum", "rms_norm", "sbuf", "sequential_range", "shared_constant", "shared_hbm",
+    "shared_identity_matrix", "softmax", "static_range", "store", "sum", "tfloat32", "tile_size",
+    "transpose", "uint16", "uint32", "uint8", "where", "while_loop", "zeros", "zeros_like",
 ]  # fmt: skip

@@ -1,21 +1,32 @@
-"""The tile functions of `nki.language`: each allocates a tile in SBUF and runs the instructions that AWS documents.
+"""The tile functions of `nki.language`: each allocates a tile and runs the instructions that AWS documents.
 
 They are attached to the operator tokens, so `nl.add(x, y)` computes and `op=nl.add` names the operator.
 """
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from neuron_port.simulator.dtypes import float32
+from neuron_port.simulator.dtypes import float32, uint8
 from neuron_port.simulator.errors import ConstraintError, UnsupportedError
 from neuron_port.simulator.instructions.activations import ACTIVATIONS
 from neuron_port.simulator.instructions.dma import dma_copy
-from neuron_port.simulator.instructions.operators import COMPILE_NOT, OPERATORS, Operator, add, maximum, minimum, multiply
-from neuron_port.simulator.instructions.scalar_engine import activation
+from neuron_port.simulator.instructions.operators import (
+    COMPILE_NOT,
+    OPERATORS,
+    Operator,
+    add,
+    maximum,
+    minimum,
+    multiply,
+    not_equal,
+    operator_named,
+)
+from neuron_port.simulator.instructions.scalar_engine import activation, activation_reduce
 from neuron_port.simulator.instructions.tensor_engine import nc_matmul, nc_transpose
 from neuron_port.simulator.instructions.vector_engine import (
     reciprocal,
@@ -24,6 +35,8 @@ from neuron_port.simulator.instructions.vector_engine import (
     tensor_scalar,
     tensor_tensor,
 )
+from neuron_port.simulator.instructions.vector_select import tensor_copy_predicated
+from neuron_port.simulator.instructions.vector_statistics import nc_stream_shuffle
 from neuron_port.simulator.memory import MemoryRegion
 from neuron_port.simulator.tensor import NkiTensor
 
@@ -167,6 +180,85 @@ def matmul(x: NkiTensor, y: NkiTensor, transpose_x: bool = False) -> NkiTensor:
 def expand_dims(x: NkiTensor, axis: int) -> NkiTensor:
     """A view with a new dimension of size 1."""
     return x.expand_dim(axis)
+
+
+def broadcast_to(x: NkiTensor, shape: Sequence[int], dtype: Any = None) -> NkiTensor:
+    """x repeated along its size-1 dimensions; over partitions by shuffles within quadrants of 32."""
+    sizes = tuple(shape)
+    if sizes == x.shape and dtype in (None, x.dtype):
+        return x
+    if len(sizes) != x.ndim or any(old not in (1, new) for old, new in zip(x.shape, sizes, strict=True)):
+        raise ConstraintError(
+            f"nl.broadcast_to: {x!r} cannot become {sizes}", hint="only size-1 dimensions repeat"
+        )
+    view = x
+    for dim in range(1, len(sizes)):
+        view = view.broadcast(dim, sizes[dim]) if view.shape[dim] != sizes[dim] else view
+    row = _new((x.shape[0], *sizes[1:]), dtype or x.dtype)
+    tensor_copy(row, view)
+    if row.shape[0] == sizes[0]:
+        return row
+    result = _new(sizes, row.dtype)
+    for start in range(0, sizes[0], 32):
+        nc_stream_shuffle(result[start : builtins.min(start + 32, sizes[0])], row, [0] * 32)
+    return result
+
+
+def negative(x: NkiTensor, dtype: Any = None) -> NkiTensor:
+    """-x."""
+    result = _new(x.shape, dtype or x.dtype)
+    tensor_scalar(result, x, multiply, -1.0)
+    return result
+
+
+def where(condition: NkiTensor, x: NkiTensor, y: NkiTensor, dtype: Any = None) -> NkiTensor:
+    """x where condition is not zero, else y."""
+    result, chosen = _new(x.shape, dtype or x.dtype), _new(x.shape, x.dtype)
+    predicate = _new(condition.shape, uint8)
+    tensor_scalar(predicate, condition, not_equal, 0.0)
+    tensor_copy(chosen, x)
+    tensor_copy(result, y)
+    if result.dtype != x.dtype:
+        chosen = _new(x.shape, result.dtype)
+        tensor_copy(chosen, x)
+    tensor_copy_predicated(result, chosen, predicate)
+    return result
+
+
+def softmax(x: NkiTensor, axis: int | Sequence[int] = -1, dtype: Any = None) -> NkiTensor:
+    """exp(x - max) / sum over all free dimensions, in float32."""
+    axes = sorted(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+    if axes != list(range(1, x.ndim)):
+        raise UnsupportedError(f"nl.softmax of {x!r} over {axis}", hint="reshape to (P, N) and use axis=1")
+    lowest, total = _new((x.shape[0], 1), float32), _new((x.shape[0], 1), float32)
+    powers, result = _new(x.shape, float32), _new(x.shape, dtype or x.dtype)
+    tensor_reduce(lowest, maximum, x, tuple(axes), negate=True)
+    activation_reduce(powers, operator_named("exp"), x, add, total, bias=lowest)
+    reciprocal(total, total)
+    tensor_scalar(result, powers, multiply, total)
+    return result
+
+
+def rms_norm(
+    x: NkiTensor,
+    w: NkiTensor,
+    axis: int,
+    n: int,
+    epsilon: float = 1e-6,
+    dtype: Any = None,
+    compute_dtype: Any = None,
+) -> NkiTensor:
+    """x / sqrt(sum(x * x) / n + epsilon) * w over the last dimension, in float32."""
+    if axis % x.ndim != 1 or x.ndim != 2:
+        raise UnsupportedError(f"nl.rms_norm of {x!r} over {axis}", hint="reshape to (P, N) and use axis=1")
+    squares, scale = _new(x.shape, float32), _new((x.shape[0], 1), float32)
+    normal, result = _new(x.shape, compute_dtype or float32), _new(x.shape, dtype or x.dtype)
+    activation_reduce(squares, operator_named("square"), x, add, scale)
+    tensor_scalar(scale, scale, multiply, 1.0 / n, op1=add, operand1=epsilon)
+    activation(scale, operator_named("rsqrt"), scale)
+    tensor_scalar(normal, x, multiply, scale)
+    tensor_tensor(result, normal, w, multiply)
+    return result
 
 
 attach_wrappers()

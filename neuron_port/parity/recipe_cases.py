@@ -1,0 +1,102 @@
+"""Proves a recipe's kernel on the recipe's own cases, without any model: what every recipe folder must pass.
+
+The truth is the reference in float64 (in float32 for 16-bit cases); the noise that is legal is the reference's own
+in the case's dtype.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuron_port.parity.comparison import EPSILON, Comparison, compare, sabotages
+from neuron_port.recipe import Case, Recipe
+
+Operator = Callable[..., Any]
+
+
+class Draw:
+    """Random NumPy arrays for a case, the same on every machine."""
+
+    def __init__(self, seed: int, scale: float = 1.0) -> None:
+        self._generator = np.random.default_rng(seed)
+        self._scale = np.float32(scale)
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Activations: normal, times the case's scale."""
+        return self._generator.standard_normal(shape, dtype=np.float32) * self._scale
+
+    def weight(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Weights: normal, divided by the square root of the first axis, so that activations keep their size."""
+        return self._generator.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[0]))
+
+    def integers(self, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
+        return self._generator.integers(low, high, shape, dtype=np.int32)
+
+
+def case_inputs(recipe: Recipe, case: Case) -> tuple[torch.Tensor, ...]:
+    """The operator's tensor arguments for a case, in float32."""
+    seed = zlib.crc32(f"{recipe.name}/{case.name}".encode())
+    return tuple(torch.from_numpy(array) for array in recipe.inputs(case.sizes, Draw(seed, case.scale)))
+
+
+def run_case(
+    recipe: Recipe, reference: Operator, operator: Operator, case: Case, dtype: torch.dtype
+) -> tuple[list[Comparison], Mapping[str, Comparison]]:
+    """Compare every output of `operator` on one case; also judge wrong outputs, all of which must be refused."""
+    inputs = tuple(_cast(tensor, dtype) for tensor in case_inputs(recipe, case))
+    exact = torch.float64 if dtype is torch.float32 else torch.float32
+    with torch.no_grad():
+        truths = _outputs(reference(*(_cast(tensor, exact) for tensor in inputs), **case.attributes))
+        moved = [_outputs(reference(*_moved(inputs, dtype, exact, seed), **case.attributes)) for seed in (1, 2)]
+        baselines = _outputs(reference(*inputs, **case.attributes))
+        outputs = _outputs(operator(*inputs, **case.attributes))
+    options: dict[str, Any] = {
+        "reduction_length": case.sizes.get(recipe.tolerance.reduction_length or "", 1),
+        "r_ratio_limit": recipe.tolerance.r_ratio,
+    }
+    comparisons: list[Comparison] = []
+    refused: dict[str, Comparison] = {}
+    for number, (output, truth, baseline) in enumerate(zip(outputs, truths, baselines, strict=True)):
+        options["alternatives"] = [answers[number] for answers in moved]
+        comparisons.append(compare(output, truth, baseline, **options))
+        for name, wrong in _telling_sabotages(baseline, inputs):
+            refused[f"output {number}: {name}"] = compare(wrong, truth, baseline, **options)
+    return comparisons, refused
+
+
+def _telling_sabotages(
+    baseline: torch.Tensor, inputs: tuple[torch.Tensor, ...]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those that differ from the right answer by more than its own rounding."""
+    limit = 4 * torch.finfo(baseline.dtype).eps * baseline.double().abs().max()
+    for name, wrong in sabotages(baseline, inputs).items():
+        if (wrong.double() - baseline.double()).abs().max() > limit:
+            yield name, wrong
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _moved(
+    inputs: tuple[torch.Tensor, ...], dtype: torch.dtype, exact: torch.dtype, seed: int
+) -> tuple[torch.Tensor, ...]:
+    """The inputs in `exact`, each value moved by up to half a unit in the last place of `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        nudge = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
+        return (tensor.double() * (1 + nudge * EPSILON[dtype])).to(exact)
+
+    return tuple(move(tensor) for tensor in inputs)
+
+
+def _outputs(result: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(result) if isinstance(result, tuple) else (result,)
