@@ -21,7 +21,11 @@ from neuron_port.errors import NeuronPortError
 INTERRUPTED = 130
 
 # The heavy packages announce themselves on stderr unless told not to before they are imported.
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,7 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _say(f"The disk is full: `{error.filename or 'unknown file'}`", "Free some space and run the command again.")
+        _say(
+            f"The disk is full: `{error.filename or 'unknown file'}`",
+            "Free some space and run the command again.",
+        )
         code = 1
     sys.exit(code)
 
@@ -94,16 +101,24 @@ def _parse_buckets(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"`{text}` is not a list of numbers such as 64,256", param_hint="--buckets") from None
+        raise click.BadParameter(
+            f"`{text}` is not a list of numbers such as 64,256", param_hint="--buckets"
+        ) from None
 
 
 @commands.command()
 @_model_options
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="The bundle.  [default: bundles/<model>-...]")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The bundle.  [default: bundles/<model>-...]"
+)
 @click.option("--weights", type=click.Choice(["copy", "link", "reference"]), default="copy", show_default=True,
               help="How the bundle holds the checkpoint's weights.")  # fmt: skip
-@click.option("--prompt", "prompts", multiple=True, help="A text for the proof. Repeatable.  [default: the preset's]")
-@click.option("--new-tokens", type=int, default=32, show_default=True, help="Tokens generated for each prompt.")
+@click.option(
+    "--prompt", "prompts", multiple=True, help="A text for the proof. Repeatable.  [default: the preset's]"
+)
+@click.option(
+    "--new-tokens", type=int, default=32, show_default=True, help="Tokens generated for each prompt."
+)
 @click.option("--proof", type=click.Choice(["auto", "full", "kernels"]), default="auto", show_default=True,
               help="Run the whole model (full), or its kernels and graphs alone; auto decides by size.")  # fmt: skip
 def convert(as_json: bool, quiet: bool, buckets: str | None, **options: Any) -> None:

@@ -27,7 +27,6 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's values without a copy where memory allows; bfloat16 becomes ml_dtypes.bfloat16."""
     tensor = tensor.detach().contiguous()
@@ -69,7 +68,9 @@ class SimulatedOperator:
         self._held: dict[int, HbmArray] = {}
 
     def __call__(self, *args: Any, **attributes: Any) -> Any:
-        values = dict(zip((*self.tensor_arguments, *self.attribute_arguments), args, strict=False)) | attributes
+        values = (
+            dict(zip((*self.tensor_arguments, *self.attribute_arguments), args, strict=False)) | attributes
+        )
         tensors = [self._hbm(values[name]) for name in self.tensor_arguments if values.get(name) is not None]
         options = {name: values[name] for name in self.attribute_arguments if name in values}
         with _blas().limit(limits=1, user_api="blas"):
@@ -94,4 +95,6 @@ def simulated_operator(
     found: RegisteredRecipe, target: str, observe: Callable[[KernelRun], None] = lambda run: None
 ) -> SimulatedOperator:
     recipe = found.recipe
-    return SimulatedOperator(found.kernel, recipe.tensor_arguments, recipe.attribute_arguments, target, observe)
+    return SimulatedOperator(
+        found.kernel, recipe.tensor_arguments, recipe.attribute_arguments, target, observe
+    )

@@ -59,7 +59,7 @@ class RegisteredRecipe:
         function = getattr(module, self.name, None)
         if not callable(function):
             raise RecipeError(f"Recipe `{self.name}`: reference.py has no function `{self.name}`")
-        return function  # type: ignore[no-any-return]
+        return function
 
     def source_text(self, name: str) -> str:
         return self._read(name)
@@ -87,7 +87,8 @@ class Registry(Mapping[str, RegisteredRecipe]):
         earlier = self._recipes.get(found.name)
         if earlier is not None:
             raise RecipeError(
-                f"Recipe `{found.name}` exists twice: {earlier.folder} and {found.folder}", hint="Rename one folder."
+                f"Recipe `{found.name}` exists twice: {earlier.folder} and {found.folder}",
+                hint="Rename one folder.",
             )
         self._recipes[found.name] = found
 
@@ -126,7 +127,8 @@ def _execute(path: Path, module_name: str) -> ModuleType:
     if not path.is_file():
         raise RecipeError(f"Recipe folder `{path.parent.name}` has no {path.name}", hint=f"Add {path}")
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # inspect.getmodule and dataclasses look modules up by name
     try:

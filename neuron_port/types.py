@@ -89,7 +89,12 @@ class Layer:
     def signature(self) -> str:
         """Digest of everything that decides which kernel serves this layer; equal layers share it."""
         return digest(
-            self.operation, self.module_class, self.inputs, self.outputs, dict(self.parameters), dict(self.attributes)
+            self.operation,
+            self.module_class,
+            self.inputs,
+            self.outputs,
+            dict(self.parameters),
+            dict(self.attributes),
         )
 
 
@@ -98,7 +103,7 @@ class LayerGraph:
     """All layers of a model in the order in which they run, for one phase."""
 
     checkpoint: str  # its revision
-    phase: str  # "prefill" or "decode"
+    phase: Literal["prefill", "decode"]
     batch: int
     sequence_length: int
     layers: tuple[Layer, ...]
@@ -133,7 +138,9 @@ class Match:
     weights: Mapping[str, WeightSource]  # kernel role -> the module's own parameter name and its layout
     attributes: Mapping[str, Any]  # eps, head counts, scaling ...
     reason: str
-    evidence: Mapping[str, float] = field(default_factory=dict)  # relative error of the numeric probe, per input scale
+    evidence: Mapping[str, float] = field(
+        default_factory=dict
+    )  # relative error of the numeric probe, per input scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +215,11 @@ class ParityReport:
 
 
 def _limit_share(case: CaseResult) -> float:
-    shares = [case.metrics[name] / limit for name, limit in case.limits.items() if limit > 0 and name in case.metrics]
+    shares = [
+        case.metrics[name] / limit
+        for name, limit in case.limits.items()
+        if limit > 0 and name in case.metrics
+    ]
     return math.inf if not case.passed else max(shares, default=0.0)
 
 
@@ -223,7 +234,9 @@ class VerifiedKernel:
     def __post_init__(self) -> None:
         if not self.report.passed:
             worst = self.report.worst
-            where = "no case was run" if worst is None else f"case `{worst.name}` ({worst.dtype}): {worst.detail}"
+            where = (
+                "no case was run" if worst is None else f"case `{worst.name}` ({worst.dtype}): {worst.detail}"
+            )
             raise ParityError(
                 f"Kernel `{self.kernel.name}` failed parity on {self.report.subject}: {where}",
                 hint="The kernel is not shipped. Correct it, or exclude the layer with --compiler NAME.",

@@ -37,11 +37,15 @@ def imported_places(file: Path) -> set[str]:
             parts = node.module.split(".")
             found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names} & set(ROW_OF)
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("neuron_port.")}
+            found |= {
+                alias.name.split(".")[1] for alias in node.names if alias.name.startswith("neuron_port.")
+            }
     return found
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE))
+)
 def test_imports_go_one_way(file: Path) -> None:
     """A file imports from rows below its own only."""
     place = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -65,7 +69,9 @@ def test_listing_stays_light(statement: str) -> None:
     """Listing recipes or presets, and asking for help, import neither torch nor transformers."""
     check = f"import sys; {statement}; heavy = {{'torch', 'transformers', 'openai', 'boto3'}} & set(sys.modules); "
     done = subprocess.run(
-        [sys.executable, "-c", check + "sys.exit(repr(heavy) if heavy else 0)"], capture_output=True, text=True
+        [sys.executable, "-c", check + "sys.exit(repr(heavy) if heavy else 0)"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
@@ -82,7 +88,10 @@ def test_the_simulator_stands_alone() -> None:
                 names = [node.module]
             for name in names:
                 assert name.split(".")[0] in allowed, f"{file.name} imports {name}"
-                assert not name.startswith("neuron_port") or name.startswith("neuron_port.simulator"), (file, name)
+                assert not name.startswith("neuron_port") or name.startswith("neuron_port.simulator"), (
+                    file,
+                    name,
+                )
 
 
 def test_kernels_import_only_nki_and_math() -> None:

@@ -115,9 +115,7 @@ def build_meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model with every tensor on the meta device: shapes without memory."""
     with torch.device("meta"):
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, attn_implementation="eager"
-            )
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         except Exception as error:  # whatever a constructor makes of impossible sizes
             raise CheckpointError(
                 f"No model can be built from the configuration ({type(config).__name__}): {one_line(error)}",

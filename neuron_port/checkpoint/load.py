@@ -76,7 +76,7 @@ def _real_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
 def _random_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """Built empty and filled tensor by tensor, so the peak is the model plus its largest tensor."""
     with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
             load_config(checkpoint), dtype=dtype, attn_implementation="eager"
         )
     model.tie_weights()
@@ -93,8 +93,8 @@ class quiet_progress:  # noqa: N801 - used as a function, `with quiet_progress()
 
     def __enter__(self) -> None:
         self._was_on = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
 
     def __exit__(self, *_: object) -> None:
         if self._was_on:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()

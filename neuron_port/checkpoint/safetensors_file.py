@@ -103,7 +103,7 @@ def _parse(file: Path, text: bytes) -> dict[str, dict[str, Any]]:
             entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"])
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _corrupted(file, "its header cannot be read") from error
-    return header  # type: ignore[no-any-return]
+    return header
 
 
 def _check_entry(file: Path, name: str, entry: dict[str, Any], expected_start: int) -> tuple[TensorSpec, int]:

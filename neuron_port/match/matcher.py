@@ -152,7 +152,12 @@ class _Decider:
         """A module computes the same for any number of tokens; functions are probed for every signature."""
         shape = layer.inputs if layer.operation != "module" else ()
         key = digest(
-            candidate.name, layer.operation, layer.module_class, shape, dict(layer.parameters), dict(layer.attributes)
+            candidate.name,
+            layer.operation,
+            layer.module_class,
+            shape,
+            dict(layer.parameters),
+            dict(layer.attributes),
         )
         if key not in self.evidence:
             self.evidence[key] = _run_probe(call, candidate, binding)

@@ -24,7 +24,9 @@ ATTENTION_SCALES = (1.0, 4.0, 3e-3)
 PROBE_TOKENS = 7
 
 
-def materialize(module: torch.nn.Module, fill: Callable[[str, torch.Tensor], torch.Tensor]) -> torch.nn.Module:
+def materialize(
+    module: torch.nn.Module, fill: Callable[[str, torch.Tensor], torch.Tensor]
+) -> torch.nn.Module:
     """A float32 copy on the CPU of a (meta) module, with parameters `fill(name, like)`."""
     clone = copy.deepcopy(module)
     for name, parameter in list(clone.named_parameters(remove_duplicate=False)):
@@ -47,7 +49,12 @@ def random_parameters(generator: torch.Generator) -> Callable[[str, torch.Tensor
 
 
 def draw_arguments(
-    value: Any, generator: torch.Generator, *, scale: float, vocabulary: int, resize: Callable[[torch.Tensor], Sequence[int]]
+    value: Any,
+    generator: torch.Generator,
+    *,
+    scale: float,
+    vocabulary: int,
+    resize: Callable[[torch.Tensor], Sequence[int]],
 ) -> Any:
     """Random values in the shape of a call's arguments: nested containers keep their form, modules stay."""
     if isinstance(value, torch.Tensor):
@@ -56,19 +63,21 @@ def draw_arguments(
             return torch.randn(shape, generator=generator) * scale
         return torch.randint(0, vocabulary, shape, generator=generator, dtype=value.dtype)
     if isinstance(value, Mapping):
-        drawn = {
+        return {
             key: draw_arguments(item, generator, scale=scale, vocabulary=vocabulary, resize=resize)
             for key, item in value.items()
         }
-        return drawn
     if isinstance(value, (tuple, list)):
         return type(value)(
-            draw_arguments(item, generator, scale=scale, vocabulary=vocabulary, resize=resize) for item in value
+            draw_arguments(item, generator, scale=scale, vocabulary=vocabulary, resize=resize)
+            for item in value
         )
     return value
 
 
-def bound_weights(module: torch.nn.Module | None, sources: Mapping[str, WeightSource]) -> dict[str, torch.Tensor]:
+def bound_weights(
+    module: torch.nn.Module | None, sources: Mapping[str, WeightSource]
+) -> dict[str, torch.Tensor]:
     """The kernel's weights, by role, in the layout it wants."""
     weights = {}
     for role, source in sources.items():
@@ -101,12 +110,18 @@ def probe(call: Call, recipe: Recipe, reference: Callable[..., Any], binding: Bi
     resize = token_resizer(call, recipe, PROBE_TOKENS)
     differences = {}
     for scale in ATTENTION_SCALES if "attention" in call.operation else SCALES:
-        drawn = dict(scale=scale, vocabulary=index_limit(call), resize=resize)
-        args = draw_arguments(call.args, generator, **drawn)
-        kwargs = draw_arguments(call.kwargs, generator, **drawn)
+        args, kwargs = draw_arguments(
+            (call.args, dict(call.kwargs)),
+            generator,
+            scale=scale,
+            vocabulary=index_limit(call),
+            resize=resize,
+        )
         with torch.no_grad():
             own = list(flatten_tensors(function(*args, **kwargs)))
-            ours = list(flatten_tensors(recipe.forward(reference, weights, binding.attributes, *args, **kwargs)))
+            ours = list(
+                flatten_tensors(recipe.forward(reference, weights, binding.attributes, *args, **kwargs))
+            )
         differences[f"scale {scale:g}"] = relative_difference(ours, own)
     return differences
 

@@ -106,7 +106,14 @@ def tail_tokens(call: Call, found: RegisteredRecipe) -> list[int]:
 
 
 def _draw(
-    call: Call, found: RegisteredRecipe, name: str, kind: str, seed: int, scale: float, style: str, tokens: int | None
+    call: Call,
+    found: RegisteredRecipe,
+    name: str,
+    kind: str,
+    seed: int,
+    scale: float,
+    style: str,
+    tokens: int | None,
 ) -> Problem:
     generator = torch.Generator().manual_seed(7919 * seed + 1)
     axes = {id(tensor): axis for tensor, axis in zip(call.tensors, found.recipe.sequence_axes, strict=False)}
@@ -162,7 +169,9 @@ class _Subject:
         key = (compute, rounded)
         if key not in self._modules:
             self._modules.clear()  # one copy at a time: a head of 128k x 4096 is 2 GiB in float32
-            self._modules[key] = materialize(call.module, lambda name, like: self._weight(name, compute, rounded))
+            self._modules[key] = materialize(
+                call.module, lambda name, like: self._weight(name, compute, rounded)
+            )
         return self._modules[key]
 
     def _weight(self, name: str, compute: torch.dtype, rounded: torch.dtype) -> torch.Tensor:
@@ -174,11 +183,15 @@ class _Subject:
         """The layer's own forward in `compute`, its weights (and inputs) first rounded to `rounded`."""
         module = self.module(compute, rounded)
         function = module if self.call.operation == "module" and module is not None else self.call.function
-        args, kwargs = _cast((problem.args, dict(problem.kwargs)), compute, rounded if round_inputs else compute)
+        args, kwargs = _cast(
+            (problem.args, dict(problem.kwargs)), compute, rounded if round_inputs else compute
+        )
         with torch.no_grad():
             return list(flatten_tensors(function(*args, **kwargs)))
 
-    def run_kernel(self, problem: Problem, operator: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tensor]:
+    def run_kernel(
+        self, problem: Problem, operator: Callable[..., Any], dtype: torch.dtype
+    ) -> list[torch.Tensor]:
         """The recipe's forward with `operator` in the middle, in `dtype`."""
         weights = bound_weights(self.module(dtype, dtype), self.match.weights)
         args, kwargs = _cast((problem.args, dict(problem.kwargs)), dtype, dtype)
@@ -203,7 +216,8 @@ def _run_case(
     truth_dtype = torch.float64 if dtype is torch.float32 else torch.float32
     truths = subject.run(problem, truth_dtype, dtype)
     moved = [
-        subject.run(moved_problem(problem, dtype, seed), truth_dtype, dtype, round_inputs=False) for seed in MOVED_SEEDS
+        subject.run(moved_problem(problem, dtype, seed), truth_dtype, dtype, round_inputs=False)
+        for seed in MOVED_SEEDS
     ]
     baselines = subject.run(problem, dtype, dtype)
     shapes = tuple(tuple(tensor.shape) for tensor in flatten_tensors((problem.args, dict(problem.kwargs))))
@@ -277,5 +291,7 @@ def _is_legal(wrong: torch.Tensor, baseline: torch.Tensor) -> bool:
 
 def _reduction_length(subject: _Subject) -> int:
     """The longest sum in the layer: the widest axis of its weights or inputs."""
-    sizes = [size for spec in (*subject.layer.parameters.values(), *subject.layer.inputs) for size in spec.shape]
+    sizes = [
+        size for spec in (*subject.layer.parameters.values(), *subject.layer.inputs) for size in spec.shape
+    ]
     return max((size for size in sizes if size < 65536), default=1)

@@ -10,17 +10,22 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from neuron_port.parity.comparison import EPSILON
 from neuron_port.types import CaseResult, Tier
 
-RELATIVE_LIMIT_FLOAT32 = 1e-4  # of the largest value of an output: thirty layers of float32 noise stay a tenth of it
+RELATIVE_LIMIT_FLOAT32 = (
+    1e-4  # of the largest value of an output: thirty layers of float32 noise stay a tenth of it
+)
 R_RATIO_LIMIT = 1.2
+# Spread of the logarithm of one prompt's R-ratio between honest ports (docs/log.md): after thirty layers the two
+# errors that it divides are draws from the same distribution, so few prompts prove less and are judged more widely.
+LOG_RATIO_SPREAD = 0.5
 Progress = Callable[[int, int], None]
 
 
@@ -52,7 +57,7 @@ def run_oracle(
     prompt_ids: Sequence[int],
     new_tokens: int,
     forced: Sequence[int] | None = None,
-    cached_tokens: int = 8,
+    cached_tokens: int = 16,
 ) -> OracleRun:
     """Greedy (or teacher-forced with `forced`) generation by transformers' own forward.
 
@@ -83,7 +88,11 @@ def run_oracle(
 
 
 def _snapshot(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(layer.keys[0].clone(), layer.values[0].clone()) for layer in cache.layers]
+    layers = cast(list[DynamicLayer], cache.layers)
+    return [
+        (cast(torch.Tensor, layer.keys)[0].clone(), cast(torch.Tensor, layer.values)[0].clone())
+        for layer in layers
+    ]
 
 
 def check_outputs(
@@ -114,7 +123,9 @@ def check_outputs(
         ours.append(session.advance(truth.tokens[number]))
         progress(number + 2, decode_steps + 1)
     steps = slice(1, decode_steps + 1)
-    decode = [judge("logits", ours, list(truth.logits[steps]), list(baseline.logits[steps]) if baseline else None)]
+    decode = [
+        judge("logits", ours, list(truth.logits[steps]), list(baseline.logits[steps]) if baseline else None)
+    ]
     expected = baseline.final_caches if baseline else None
     decode += _compare_caches(judge, session.caches(), truth.final_caches, expected)
     return prefill, decode
@@ -129,7 +140,9 @@ def _compare_caches(
     results = []
     for side, output in enumerate(("key caches", "value caches")):
         other = [layer[side] for layer in baseline] if baseline else None
-        results.append(judge(output, [layer[side] for layer in ours], [layer[side] for layer in truth], other))
+        results.append(
+            judge(output, [layer[side] for layer in ours], [layer[side] for layer in truth], other)
+        )
     return results
 
 
@@ -147,7 +160,9 @@ class _Judge:
         truth: list[torch.Tensor],
         baseline: list[torch.Tensor] | None,
     ) -> CaseResult:
-        lengths_agree = len(ours) == len(truth) and all(a.shape == b.shape for a, b in zip(ours, truth, strict=False))
+        lengths_agree = len(ours) == len(truth) and all(
+            a.shape == b.shape for a, b in zip(ours, truth, strict=False)
+        )
         assert lengths_agree, f"{output}: {[a.shape for a in ours]} beside {[b.shape for b in truth]}"
         errors = [(a.double() - b.double()).abs().max().item() for a, b in zip(ours, truth, strict=True)]
         relative = [
@@ -188,15 +203,19 @@ def _noise_metrics(
 
 
 def _distance(ours: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
-    return math.sqrt(sum((a.double() - b.double()).norm().item() ** 2 for a, b in zip(ours, truth, strict=True)))
+    return math.sqrt(
+        sum((a.double() - b.double()).norm().item() ** 2 for a, b in zip(ours, truth, strict=True))
+    )
 
 
 def pooled_r_ratio(cases: Sequence[CaseResult], output: str) -> CaseResult:
     """One verdict over all prompts: sqrt(sum of squared errors) / sqrt(sum of squared legal errors).
 
     After thirty layers rounding noise is chaotic: the ratio of one prompt's two errors is a draw between 0.6 and 1.5
-    even for an honest port, so a single prompt proves nothing and all of them together do.
+    even for an honest port, so a single prompt proves little and all of them together do.
     """
+    prompts = len({case.name.split(" · ")[0] for case in cases})
+    limit = R_RATIO_LIMIT * math.exp(2 * LOG_RATIO_SPREAD / math.sqrt(prompts))
     error = math.sqrt(sum(case.metrics["error_l2"] ** 2 for case in cases))
     noise = math.sqrt(sum(case.metrics["noise_l2"] ** 2 for case in cases))
     ratio = error / noise
@@ -204,9 +223,9 @@ def pooled_r_ratio(cases: Sequence[CaseResult], output: str) -> CaseResult:
         cases[0],
         name=f"all prompts · {output}",
         metrics={"r_ratio": ratio, "relative_max": max(case.metrics["relative_max"] for case in cases)},
-        limits={"r_ratio": R_RATIO_LIMIT},
-        passed=all(case.passed for case in cases) and ratio <= R_RATIO_LIMIT,
-        detail=f"over {len(cases)} prompts and phases; single ones from "
+        limits={"r_ratio": limit},
+        passed=all(case.passed for case in cases) and ratio <= limit,
+        detail=f"over {prompts} prompts (the limit is {R_RATIO_LIMIT} and two standard errors); single ones from "
         f"{min(case.metrics['r_ratio'] for case in cases):.2f} to {max(case.metrics['r_ratio'] for case in cases):.2f}",
     )
 
@@ -235,7 +254,9 @@ def check_greedy(
         progress(number + 1, len(truth.tokens))
         if number + 1 < len(truth.tokens):
             logits = session.advance(tokens[-1])
-    equal = next((n for n, (a, b) in enumerate(zip(tokens, truth.tokens, strict=True)) if a != b), len(tokens))
+    equal = next(
+        (n for n, (a, b) in enumerate(zip(tokens, truth.tokens, strict=True)) if a != b), len(tokens)
+    )
     detail = {
         "prompt": decode_text(truth.prompt_ids),
         "reference_text": decode_text(truth.tokens),

@@ -52,7 +52,9 @@ def run_case(
     exact = torch.float64 if dtype is torch.float32 else torch.float32
     with torch.no_grad():
         truths = _outputs(reference(*(_cast(tensor, exact) for tensor in inputs), **case.attributes))
-        moved = [_outputs(reference(*_moved(inputs, dtype, exact, seed), **case.attributes)) for seed in (1, 2)]
+        moved = [
+            _outputs(reference(*_moved(inputs, dtype, exact, seed), **case.attributes)) for seed in (1, 2)
+        ]
         baselines = _outputs(reference(*inputs, **case.attributes))
         outputs = _outputs(operator(*inputs, **case.attributes))
     options: dict[str, Any] = {

@@ -21,8 +21,8 @@ from neuron_port.errors import ParityError
 from neuron_port.pipeline.golden import golden_arrays
 from neuron_port.pipeline.kernel_proof import KernelProof
 from neuron_port.pipeline.lowering import LoweredGraph, lower_all
-from neuron_port.pipeline.oracle import all_oracles
 from neuron_port.pipeline.options import ConvertOptions
+from neuron_port.pipeline.oracle import all_oracles
 from neuron_port.pipeline.planning import Plan, make_plan
 from neuron_port.pipeline.sequence_proof import SequenceProof
 from neuron_port.pipeline.workbench import Workbench
@@ -47,7 +47,9 @@ class _Stages:
         with self.view.stage(name):
             yield result
         seconds = time.monotonic() - started
-        self.records.append(StageRecord(name=name, seconds=seconds, reused=result.reused, detail=result.detail))
+        self.records.append(
+            StageRecord(name=name, seconds=seconds, reused=result.reused, detail=result.detail)
+        )
         if result.reused:
             self.view.skip(name, "unchanged, taken from the store")
 
@@ -84,7 +86,9 @@ def convert(options: ConvertOptions, view: LiveView, store: Store | None = None)
         proofs.sequences()
         proofs.stop_unless_passed("graphs and model")
     else:
-        view.note("the whole-model proofs were skipped: the model is too large for them here (--proof full runs them)")
+        view.note(
+            "the whole-model proofs were skipped: the model is too large for them here (--proof full runs them)"
+        )
     return proofs.bundle()
 
 
@@ -228,20 +232,28 @@ class _Proofs:
                 plan=self.plan.matches,
                 graphs=[
                     GraphFiles(
-                        spec=graph.spec, hlo=graph.hlo, reference_hlo=graph.reference_hlo, lint=dict(graph.lint)
+                        spec=graph.spec,
+                        hlo=graph.hlo,
+                        reference_hlo=graph.reference_hlo,
+                        lint=dict(graph.lint),
                     )
                     for graph in graphs
                 ],
                 kernels=self._verified_kernels(),
                 recipe_folders={name: found.folder for name, found in work.registry.items()},
-                parity={"kernels": self.kernel_reports, "graphs": self.graph_reports, "model": self.model_reports},
+                parity={
+                    "kernels": self.kernel_reports,
+                    "graphs": self.graph_reports,
+                    "model": self.model_reports,
+                },
                 golden=golden_arrays(self.sequence_proofs.get(work.dtype)),
                 target=options.target,
                 dtype=options.dtype,
                 weights=options.weights,
                 derived_weights=derived,
                 stages=[
-                    {"name": item.name, "seconds": item.seconds, "reused": item.reused} for item in self.stages.records
+                    {"name": item.name, "seconds": item.seconds, "reused": item.reused}
+                    for item in self.stages.records
                 ],
                 pages={"report.html": self._write_report},
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name, recipe_digest
 from neuron_port.store import write_json
 from neuron_port.types import Layer, Match, ParityReport, digest, from_json, to_json
+from neuron_port.walk.step import Phase
 from neuron_port.walk.walker import Capture, Walk, capture
 
 STAGE = "kernel-proof"
@@ -23,7 +24,7 @@ class KernelProof:
     def __init__(self, work: Workbench, plan: Plan) -> None:
         self.work = work
         self.plan = plan
-        self._captures: dict[tuple[str, str], Capture] | None = None
+        self._captures: Mapping[tuple[Phase, str], Capture] | None = None
         self._code = code_digest("simulator", "parity", "match/probe", "walk", "execution")
 
     def run(self, progress: Callable[[str, int, int], None]) -> tuple[list[ParityReport], int]:

@@ -40,7 +40,8 @@ def export_one(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtyp
         work.skeleton(dtype),
         plan.matches.by_layer(graph),
         work.registry,
-        "prefill" if graph.phase == "prefill" else "decode",
+        graph.phase,
+        canonical=work.reader.canonical,
         batch=work.options.batch,
         sequence_length=graph.sequence_length,
         cache_length=work.options.cache_length,
@@ -60,7 +61,9 @@ def lower_all(
     return lowered, all_reused
 
 
-def lower_one(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype) -> tuple[LoweredGraph, bool]:
+def lower_one(
+    work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype
+) -> tuple[LoweredGraph, bool]:
     key = digest(
         plan.key,
         graph.phase,
@@ -74,7 +77,9 @@ def lower_one(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype
         exported = export_one(work, plan, graph, dtype)
         used = {match.recipe for match in plan.matches.by_layer(graph).values() if match.recipe is not None}
         kernels = {
-            name: KernelCall(name=work.registry[name].kernel.entry_point, sha256=work.registry[name].kernel.sha256)
+            name: KernelCall(
+                name=work.registry[name].kernel.entry_point, sha256=work.registry[name].kernel.sha256
+            )
             for name in used
         }
         references = {name: work.registry[name].reference for name in used}
@@ -83,8 +88,11 @@ def lower_one(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype
         (folder / "graph.hlo.pb").write_bytes(hlo)
         (folder / "graph.ref.hlo.pb").write_bytes(reference_hlo)
         write_json(folder / "spec.json", to_json(exported.spec))
-        write_json(folder / "lint.json", to_json(lint(hlo, work.options.target)))
-        save_file({name: tensor.numpy() for name, tensor in exported.derived.items()}, folder / "derived.safetensors")
+        write_json(folder / "lint.json", to_json(lint(hlo, work.options.target, exported.spec)))
+        save_file(
+            {name: tensor.numpy() for name, tensor in exported.derived.items()},
+            folder / "derived.safetensors",
+        )
 
     folder, reused = work.store.build(STAGE, key, write)
     return LoweredGraph(

@@ -75,7 +75,8 @@ def complete_options(
         cache_length=cache_length or defaults.get("cache_length", 2 * max(chosen_buckets)),
         batch=batch or defaults.get("batch", 1),
         prompts=tuple(Prompt(text=text) for text in prompts) or preset_prompts,
-        output=output or Path("bundles") / f"{Path(model).name.removesuffix('.gguf')}-{chosen_target}-{chosen_dtype}",
+        output=output
+        or Path("bundles") / f"{Path(model).name.removesuffix('.gguf')}-{chosen_target}-{chosen_dtype}",
         **others,
     )
     _check(options)
@@ -84,7 +85,9 @@ def complete_options(
 
 def _check(options: ConvertOptions) -> None:
     if options.target not in GENERATION_OF_TARGET:
-        raise UsageError(f"Unknown target: `{options.target}`", hint=f"One of {', '.join(GENERATION_OF_TARGET)}.")
+        raise UsageError(
+            f"Unknown target: `{options.target}`", hint=f"One of {', '.join(GENERATION_OF_TARGET)}."
+        )
     if options.dtype not in DTYPES:
         raise UsageError(f"Unknown dtype: `{options.dtype}`", hint=f"One of {', '.join(DTYPES)}.")
     if min(options.buckets) < 1:

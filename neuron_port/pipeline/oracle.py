@@ -14,7 +14,7 @@ from neuron_port.store import write_json
 from neuron_port.types import digest
 
 STAGE = "oracle"
-DECODE_STEPS = 8  # tokens appended to each prompt when outputs are compared; caches are kept after these
+DECODE_STEPS = 16  # tokens appended to each prompt when outputs are compared; caches are kept after these
 
 
 def oracle_key(work: Workbench, prompt_ids: Sequence[int], dtype: torch.dtype) -> str:

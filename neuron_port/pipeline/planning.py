@@ -55,6 +55,8 @@ def make_plan(work: Workbench, progress: Callable[[str, int, int], None]) -> tup
     graphs = work.store.read_json("plan", key, "graphs.json")
     matches = work.store.read_json("plan", key, "plan.json")
     plan = Plan(
-        graphs=tuple(from_json(LayerGraph, graph) for graph in graphs), matches=from_json(MatchPlan, matches), key=key
+        graphs=tuple(from_json(LayerGraph, graph) for graph in graphs),
+        matches=from_json(MatchPlan, matches),
+        key=key,
     )
     return plan, reused

@@ -18,8 +18,8 @@ from neuron_port.execution import simulated_operator, to_numpy, to_torch
 from neuron_port.lower import XlaExecutable
 from neuron_port.parity.model import OracleRun, check_greedy, check_outputs, pooled_r_ratio
 from neuron_port.pipeline.lowering import LoweredGraph, export_one
-from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.oracle import DECODE_STEPS
+from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
 from neuron_port.port.generate import Session, Step
 from neuron_port.port.run import GraphRunner, WeightBank
@@ -152,7 +152,9 @@ class SequenceProof:
 
         _, reused = self.work.store.build(GRAPH_STAGE, key, write)
         stored = self.work.store.read_json(GRAPH_STAGE, key, "cases.json")
-        prefill, decode = ([from_json(CaseResult, case) for case in stored[phase]] for phase in ("prefill", "decode"))
+        prefill, decode = (
+            [from_json(CaseResult, case) for case in stored[phase]] for phase in ("prefill", "decode")
+        )
         return prefill, decode, reused
 
     def model_report(self, progress: Progress) -> tuple[ParityReport, int]:
@@ -173,7 +175,9 @@ class SequenceProof:
             not_proven=("no Neuron device has run this model",),
         ), made
 
-    def _model_prompt(self, number: int, truth: OracleRun, progress: Progress) -> tuple[list[CaseResult], bool]:
+    def _model_prompt(
+        self, number: int, truth: OracleRun, progress: Progress
+    ) -> tuple[list[CaseResult], bool]:
         kernels = {name: found.kernel.sha256 for name, found in self.work.registry.items()}
         key = digest(
             [hashlib.sha256(graph.hlo).hexdigest() for graph in self.graphs],
@@ -190,7 +194,11 @@ class SequenceProof:
         def write(folder: Path) -> None:
             session = self.session(self.simulator_steps)
             if self.baselines is None:
-                cases = [check_greedy(session, name, truth, self.work.decode_text, tier="simulator", progress=report)]
+                cases = [
+                    check_greedy(
+                        session, name, truth, self.work.decode_text, tier="simulator", progress=report
+                    )
+                ]
             else:
                 prefill, decode = check_outputs(
                     session,

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,7 +20,7 @@ from neuron_port.checkpoint import Prompt, WeightReader, load_config, load_model
 from neuron_port.pipeline.options import ConvertOptions
 from neuron_port.registry import RegisteredRecipe, Registry, data_folder
 from neuron_port.store import Store
-from neuron_port.types import Checkpoint, LayerGraph, Match, MatchPlan, digest
+from neuron_port.types import Checkpoint, digest
 from neuron_port.walk.walker import Walk, build_skeleton, walk
 
 # Above this the whole-model proofs (float32 oracle, ported weights, XLA's copy) leave a laptop's memory.
@@ -83,7 +84,9 @@ class Workbench:
             shapes = {"batch": options.batch, "cache_length": options.cache_length}
             model = self.skeleton(dtype)
             revision = self.checkpoint.revision
-            prefills = [walk(model, revision, "prefill", sequence_length=size, **shapes) for size in options.buckets]
+            prefills = [
+                walk(model, revision, "prefill", sequence_length=size, **shapes) for size in options.buckets
+            ]
             self._walks[dtype] = [*prefills, walk(model, revision, "decode", sequence_length=1, **shapes)]
         return self._walks[dtype]
 
@@ -105,14 +108,16 @@ class Workbench:
             return torch.randint(0, vocabulary, (6 + 4 * number,), generator=generator).tolist()
         if prompt.chat and self.tokenizer.chat_template:
             messages = [{"role": "user", "content": prompt.text}]
-            encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            encoded: Any = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True
+            )
             return list(encoded["input_ids"])
         return list(self.tokenizer(prompt.text)["input_ids"])
 
     def decode_text(self, tokens: Sequence[int]) -> str:
         if self.tokenizer is None:
             return " ".join(map(str, tokens))
-        return self.tokenizer.decode(list(tokens))
+        return str(self.tokenizer.decode(list(tokens)))
 
 
 def oracle_name() -> str:
@@ -135,7 +140,3 @@ def code_digest(*packages: str) -> str:
 def recipe_digest(found: RegisteredRecipe) -> str:
     """Digest of what decides a recipe's behaviour: its binding, reference and kernel."""
     return digest(*(found.source_text(name) for name in ("recipe.py", "reference.py", "kernel.py")))
-
-
-def matches_for(plan: MatchPlan, graph: LayerGraph) -> dict[str, Match]:
-    return plan.by_layer(graph)

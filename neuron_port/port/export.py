@@ -7,7 +7,7 @@ named inputs, read from the checkpoint when the graph runs.  B = batch, S = buck
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,9 @@ class ExportedGraph:
 
 
 def graph_id(phase: Phase, batch: int, sequence_length: int, cache_length: int) -> str:
-    return f"prefill_b{batch}_s{sequence_length}" if phase == "prefill" else f"decode_b{batch}_t{cache_length}"
+    return (
+        f"prefill_b{batch}_s{sequence_length}" if phase == "prefill" else f"decode_b{batch}_t{cache_length}"
+    )
 
 
 def export_graph(
@@ -45,6 +47,7 @@ def export_graph(
     registry: Registry,
     phase: Phase,
     *,
+    canonical: Callable[[str], str],
     batch: int,
     sequence_length: int,
     cache_length: int,
@@ -54,9 +57,15 @@ def export_graph(
     Args:
         skeleton: parameters on the meta device, in the dtype of the graph; it is not changed.
         matches: the decision for each layer name of this phase.
+        canonical: the checkpoint's name for a parameter: that of a tied weight's home, otherwise the same.
     """
     inputs = example_inputs(
-        skeleton, phase, batch=batch, sequence_length=sequence_length, cache_length=cache_length, dtype=skeleton.dtype
+        skeleton,
+        phase,
+        batch=batch,
+        sequence_length=sequence_length,
+        cache_length=cache_length,
+        dtype=skeleton.dtype,
     )
     model = copy.deepcopy(skeleton)
     sources = _lay_out_weights(model, matches)
@@ -68,7 +77,7 @@ def export_graph(
         batch=batch,
         sequence_length=sequence_length if phase == "prefill" else 1,
         cache_length=cache_length,
-        inputs=_inputs(program, sources),
+        inputs=_inputs(program, sources, canonical),
         outputs=_outputs(program),
     )
     return ExportedGraph(spec=spec, program=program, derived=dict(large_buffers(program)))
@@ -124,8 +133,12 @@ def buffer_value(program: torch.export.ExportedProgram, item: InputSpec) -> torc
     return value
 
 
-def _inputs(program: torch.export.ExportedProgram, sources: Mapping[str, WeightSource]) -> tuple[GraphInput, ...]:
-    """One record per placeholder that stays an input: parameters by checkpoint name, then the step's own arguments."""
+def _inputs(
+    program: torch.export.ExportedProgram,
+    sources: Mapping[str, WeightSource],
+    canonical: Callable[[str], str],
+) -> tuple[GraphInput, ...]:
+    """One record per placeholder that stays an input: parameters by their own name, then the step's own arguments."""
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     records = []
     cache_number = 0
@@ -134,9 +147,15 @@ def _inputs(program: torch.export.ExportedProgram, sources: Mapping[str, WeightS
         spec = spec_of(values[name])
         if item.kind is InputKind.PARAMETER:
             weight_name = str(item.target).removeprefix("model.")
-            source = sources.get(weight_name, WeightSource(name=weight_name))
+            transform = sources[weight_name].transform if weight_name in sources else "none"
             records.append(
-                GraphInput(name=weight_name, role="weight", spec=spec, source=source.name, transform=source.transform)
+                GraphInput(
+                    name=weight_name,
+                    role="weight",
+                    spec=spec,
+                    source=canonical(weight_name),
+                    transform=transform,
+                )
             )
         elif item.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             if spec.size_bytes > LITERAL_LIMIT_BYTES:

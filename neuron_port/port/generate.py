@@ -59,7 +59,8 @@ class Session:
         """Append `token` and return the logits of what follows it."""
         if self.length >= self._decode.spec.cache_length:
             raise UsageError(
-                f"The sequence fills all {self.length} cache slots", hint="Convert with a larger --cache-length."
+                f"The sequence fills all {self.length} cache slots",
+                hint="Convert with a larger --cache-length.",
             )
         batch = self._decode.spec.batch
         ids = torch.full((batch, 1), token, dtype=torch.int32)
@@ -71,4 +72,7 @@ class Session:
     def caches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(keys, values) of each layer for the tokens seen so far, [G, L, D] each, as transformers lays them out."""
         pairs = zip(self._caches[::2], self._caches[1::2], strict=True)
-        return [(keys[0, :, :, : self.length].transpose(1, 2), values[0, :, : self.length]) for keys, values in pairs]
+        return [
+            (keys[0, :, :, : self.length].transpose(1, 2), values[0, :, : self.length])
+            for keys, values in pairs
+        ]

@@ -31,7 +31,9 @@ class WeightBank:
         key = (wanted.source, wanted.transform, wanted.spec.dtype)
         if key not in self._weights:
             tensor = self._read(wanted.source, getattr(torch, wanted.spec.dtype))
-            self._weights[key] = tensor.t().contiguous() if wanted.transform == "transpose" else tensor.contiguous()
+            self._weights[key] = (
+                tensor.t().contiguous() if wanted.transform == "transpose" else tensor.contiguous()
+            )
         return self._weights[key]
 
     def values(self) -> Iterable[torch.Tensor]:

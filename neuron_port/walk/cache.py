@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin
 
 
 @torch.library.custom_op("neuron_port::kv_write", mutates_args=())
@@ -38,8 +38,13 @@ class FunctionalLayer(CacheLayerMixin):
     In prefill the model attends to the new keys alone (slots 0 .. S-1 hold exactly those); in decode to all slots.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, *, prefill: bool) -> None:
-        self.keys, self.values = keys, values  # [B, G, D, C], [B, G, C, D]
+    keys: torch.Tensor  # [B, G, D, C]
+    values: torch.Tensor  # [B, G, C, D]
+
+    def __init__(
+        self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, *, prefill: bool
+    ) -> None:
+        self.keys, self.values = keys, values
         self.positions = positions  # int32 [B]: where the new tokens go
         self.prefill = prefill
         self.is_initialized = True
@@ -53,7 +58,9 @@ class FunctionalLayer(CacheLayerMixin):
         """Write [B, G, S, D] keys and values; return what the queries attend to, [B, G, S or C, D] each."""
         keys = key_states.transpose(2, 3).contiguous()
         self.keys = torch.ops.neuron_port.kv_write(self.keys, keys, self.positions, 3)
-        self.values = torch.ops.neuron_port.kv_write(self.values, value_states.contiguous(), self.positions, 2)
+        self.values = torch.ops.neuron_port.kv_write(
+            self.values, value_states.contiguous(), self.positions, 2
+        )
         return (key_states, value_states) if self.prefill else (self.keys.transpose(2, 3), self.values)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -66,7 +73,9 @@ class FunctionalLayer(CacheLayerMixin):
         return self.values.shape[2]
 
 
-def functional_cache(caches: Sequence[torch.Tensor], positions: torch.Tensor, *, prefill: bool) -> Cache:
-    """A transformers cache over `caches`: keys and values of layer 0, of layer 1, and so on."""
+def functional_layers(
+    caches: Sequence[torch.Tensor], positions: torch.Tensor, *, prefill: bool
+) -> list[FunctionalLayer]:
+    """One cache layer for each pair in `caches`: keys and values of layer 0, of layer 1, and so on."""
     pairs = zip(caches[::2], caches[1::2], strict=True)
-    return Cache(layers=[FunctionalLayer(keys, values, positions, prefill=prefill) for keys, values in pairs])
+    return [FunctionalLayer(keys, values, positions, prefill=prefill) for keys, values in pairs]

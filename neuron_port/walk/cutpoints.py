@@ -141,8 +141,10 @@ class _Interception:
     def rope(self) -> Iterator[None]:
         """Replace the rotary function in each modeling file that the model's classes come from."""
         files = {type(module).__module__ for module in self.model.modules()}
-        patched = [(sys.modules[file], getattr(sys.modules[file], ROPE_FUNCTION, None)) for file in sorted(files)]
-        patched = [(file, function) for file, function in patched if callable(function)]
+        found = [
+            (sys.modules[file], getattr(sys.modules[file], ROPE_FUNCTION, None)) for file in sorted(files)
+        ]
+        patched = [(file, function) for file, function in found if callable(function)]
         for file, function in patched:
             setattr(file, ROPE_FUNCTION, functools.partial(self._call_rope, function))
         try:
@@ -183,18 +185,23 @@ class _Interception:
         }
         attributes["scaling"] = float(kwargs.get("scaling") or query.shape[-1] ** -0.5)
         attributes["is_causal"] = bool(attributes.get("is_causal", getattr(module, "is_causal", True)))
-        tensors = sorted(name for name, item in kwargs.items() if torch.is_tensor(item) and name != "position_ids")
-        attributes |= {f"tensor:{name}": True for name in tensors}  # sinks, position bias: part of what it computes
+        tensors = sorted(
+            name for name, item in kwargs.items() if torch.is_tensor(item) and name != "position_ids"
+        )
+        attributes |= {
+            f"tensor:{name}": True for name in tensors
+        }  # sinks, position bias: part of what it computes
         options = {name: item for name, item in kwargs.items() if name != "position_ids"}
         options["scaling"] = attributes["scaling"]
+        name = f"{self.place}#attention"
         if step.phase == "prefill":
-            arguments = (module, query, key, value, None)
+            prefill = (module, query, key, value, None)
             return self._call_function(
-                f"{self.place}#attention", "attention", prefill_attention, arguments, options, attributes, module
+                name, "attention", prefill_attention, prefill, options, attributes, module
             )
-        arguments = (module, query, key.transpose(2, 3), value, step.positions)
+        decode = (module, query, key.transpose(2, 3), value, step.positions)
         return self._call_function(
-            f"{self.place}#attention", "attention_decode", decode_attention, arguments, options, attributes, module
+            name, "attention_decode", decode_attention, decode, options, attributes, module
         )
 
     def _call_function(
@@ -234,7 +241,12 @@ class _AddMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         state = self.state
-        if func in _ADDITIONS and not state.inside_function and state.place in self.composite and is_residual(args, kwargs):
+        if (
+            func in _ADDITIONS
+            and not state.inside_function
+            and state.place in self.composite
+            and is_residual(args, kwargs)
+        ):
             return state._call_function(state.numbered("add"), "add", func, args, kwargs, {})
         return func(*args, **kwargs)
 
@@ -268,7 +280,11 @@ def prefill_attention(
     """The model's own eager attention over S new tokens: query [B, Q, S, D], key and value [B, G, S, D]."""
     length = query.shape[2]
     index = torch.arange(length, device=query.device)
-    allowed = index[None, :] <= index[:, None] if _is_causal(module, kwargs) else torch.ones_like(index[:, None] >= index)
+    allowed = (
+        index[None, :] <= index[:, None]
+        if _is_causal(module, kwargs)
+        else torch.ones_like(index[:, None] >= index)
+    )
     allowed = allowed & _within_window(index[:, None], index[None, :], kwargs)
     output, _ = _eager(module)(module, query, key, value, _additive(allowed[None, None], query), **kwargs)
     return output, None
@@ -299,7 +315,9 @@ def _is_causal(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> bool:
     return bool(getattr(module, "is_causal", True) if causal is None else causal)
 
 
-def _within_window(query_index: torch.Tensor, key_index: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
+def _within_window(
+    query_index: torch.Tensor, key_index: torch.Tensor, kwargs: Mapping[str, Any]
+) -> torch.Tensor:
     """transformers' sliding window of W: a query sees itself and the W - 1 keys before it."""
     window = kwargs.get("sliding_window")
     distance = query_index - key_index

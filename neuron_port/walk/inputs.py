@@ -33,18 +33,28 @@ def cache_shapes(model: PreTrainedModel) -> list[tuple[int, int, int]]:
             )
         shapes.append((layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]))
     if not shapes:
-        raise CheckpointError(f"{type(model).__name__} used no key/value cache", hint="Is it a causal language model?")
+        raise CheckpointError(
+            f"{type(model).__name__} used no key/value cache", hint="Is it a causal language model?"
+        )
     return shapes
 
 
 def example_inputs(
-    model: PreTrainedModel, phase: Phase, *, batch: int, sequence_length: int, cache_length: int, dtype: torch.dtype
+    model: PreTrainedModel,
+    phase: Phase,
+    *,
+    batch: int,
+    sequence_length: int,
+    cache_length: int,
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """Zero inputs of a step's shapes, on the model's device."""
     device = next(model.parameters()).device
     length = sequence_length if phase == "prefill" else 1
     ids = torch.zeros((batch, length), dtype=torch.int32, device=device)
-    positions = torch.full((batch,), length - 1 if phase == "prefill" else 0, dtype=torch.int32, device=device)
+    positions = torch.full(
+        (batch,), length - 1 if phase == "prefill" else 0, dtype=torch.int32, device=device
+    )
     caches = []
     for heads, key_size, value_size in cache_shapes(model):
         caches.append(torch.zeros((batch, heads, key_size, cache_length), dtype=dtype, device=device))

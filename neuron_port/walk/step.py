@@ -18,8 +18,9 @@ from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
-from neuron_port.walk.cache import functional_cache
+from neuron_port.walk.cache import functional_layers
 
 Phase = Literal["prefill", "decode"]
 
@@ -51,7 +52,11 @@ def running(state: StepState) -> Iterator[None]:
 
 
 class CausalStep(torch.nn.Module):
-    """Wraps a transformers causal language model; `forward` is the pure step described above."""
+    """Wraps a transformers causal language model; `forward` is the pure step described above.
+
+    It must run inside `intercept` (cutpoints.py): the caches are in our layout and no mask is built, so transformers'
+    own attention functions would misread both.
+    """
 
     def __init__(self, model: PreTrainedModel, phase: Phase) -> None:
         super().__init__()
@@ -68,12 +73,15 @@ class CausalStep(torch.nn.Module):
             starts = torch.zeros_like(positions)
         else:
             position_ids, starts = positions[:, None].long(), positions
-        cache = functional_cache(caches, starts, prefill=prefill)
+        layers = functional_layers(caches, starts, prefill=prefill)
         with running(StepState(self.phase, positions)), self._last_token_only(positions if prefill else None):
             logits = self.model(
-                input_ids=input_ids, position_ids=position_ids, past_key_values=cache, use_cache=True
+                input_ids=input_ids,
+                position_ids=position_ids,
+                past_key_values=Cache(layers=[*layers]),
+                use_cache=True,
             ).logits
-        updated = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        updated = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         return (logits[:, -1], *updated)
 
     @contextmanager

@@ -57,7 +57,12 @@ def walk(
     """Every call of one step, in order, with shapes, TensorE FLOPs and bytes; parents come before their children."""
     recorder = _Recorder()
     inputs = example_inputs(
-        model, phase, batch=batch, sequence_length=sequence_length, cache_length=cache_length, dtype=model.dtype
+        model,
+        phase,
+        batch=batch,
+        sequence_length=sequence_length,
+        cache_length=cache_length,
+        dtype=model.dtype,
     )
     with torch.no_grad(), intercept(model, recorder), recorder.counter:
         CausalStep(model, phase)(*inputs)
@@ -128,7 +133,9 @@ def capture(
 
     def keep(call: Call) -> Any:
         if call.name in wanted and (phase, call.name) not in captured:
-            captured[phase, call.name] = Capture(layer=call.name, args=own(call.args), kwargs=own(dict(call.kwargs)))
+            captured[phase, call.name] = Capture(
+                layer=call.name, args=own(call.args), kwargs=own(dict(call.kwargs))
+            )
         return call.run()
 
     length = input_ids.shape[1]

@@ -16,7 +16,10 @@ from tests.conftest import TINY_LLAMA
 
 
 def decide(model, registry, **options):
-    walks = [walk(model, "tiny", phase, batch=1, sequence_length=8, cache_length=16) for phase in ("prefill", "decode")]
+    walks = [
+        walk(model, "tiny", phase, batch=1, sequence_length=8, cache_length=16)
+        for phase in ("prefill", "decode")
+    ]
     parameters = [name for name, _ in model.named_parameters()]
     options = {"target": "trn2", "generation": "gen3", "parameters": parameters} | options
     plan = match(walks, registry, **options)
@@ -66,7 +69,9 @@ def test_another_activation_is_refused(registry):
 
 def test_biases_are_bound(registry):
     """Qwen2's biased projections are linear layers with a bias role, its output projection has none."""
-    config = Qwen2Config(**{key: value for key, value in TINY_LLAMA.items() if key not in ("architectures", "model_type")})
+    config = Qwen2Config(
+        **{key: value for key, value in TINY_LLAMA.items() if key not in ("architectures", "model_type")}
+    )
     _, by_layer = decide(build_skeleton(config, torch.float32), registry)
     assert set(by_layer["model.layers.0.self_attn.q_proj"].weights) == {"weight", "bias"}
     assert set(by_layer["model.layers.0.self_attn.o_proj"].weights) == {"weight"}

@@ -31,7 +31,7 @@ def exported(tiny_walks, tiny_skeleton, registry, plan):
     shapes = {"batch": 1, "sequence_length": 16, "cache_length": 32}
     return {
         item.graph.phase: export_graph(
-            tiny_skeleton, plan.by_layer(item.graph), registry, item.graph.phase, **shapes
+            tiny_skeleton, plan.by_layer(item.graph), registry, item.graph.phase, canonical=str, **shapes
         )
         for item in tiny_walks
     }
@@ -48,7 +48,9 @@ def session(exported, model):
 def test_generates_what_transformers_generates(session, model):
     """Greedy tokens and logits over static graphs equal transformers' own generation."""
     prompt = [5, 9, 200, 31, 7]
-    expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None)[0, 5:].tolist()
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None)[
+        0, 5:
+    ].tolist()
     running = session()
     tokens = [int(running.start(prompt).argmax())]
     while len(tokens) < 8:
@@ -97,7 +99,12 @@ def test_interface_names_weights_states_and_aliases(exported):
     assert inputs["key_cache.1"].spec.shape == (1, 2, 8, 32)
     assert inputs["value_cache.1"].spec.shape == (1, 2, 32, 8)
     states = [item for item in spec.outputs if item.role == "state"]
-    assert [item.alias_of for item in states] == ["key_cache.0", "value_cache.0", "key_cache.1", "value_cache.1"]
+    assert [item.alias_of for item in states] == [
+        "key_cache.0",
+        "value_cache.0",
+        "key_cache.1",
+        "value_cache.1",
+    ]
 
 
 def test_a_backend_replaces_the_reference_while_it_is_chosen(registry):

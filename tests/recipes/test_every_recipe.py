@@ -13,7 +13,9 @@ REGISTRY = Registry()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TARGETS = {"gen2": "inf2", "gen3": "trn2"}
 CASES = [
-    pytest.param(name, case, dtype, generation, id=f"{name}-{case.name}-{dtype}-{generation}".replace(" ", "_"))
+    pytest.param(
+        name, case, dtype, generation, id=f"{name}-{case.name}-{dtype}-{generation}".replace(" ", "_")
+    )
     for name, found in REGISTRY.items()
     for case in found.recipe.cases
     for dtype in found.recipe.dtypes

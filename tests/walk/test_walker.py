@@ -16,12 +16,22 @@ def names(walk, operation):
 def test_finds_every_kind_of_layer(tiny_walks):
     """Norms, projections, rope, attention, MLP, embedding, residual adds and head are all there, once a layer."""
     prefill, decode = tiny_walks
-    assert names(prefill, "attention") == ["model.layers.0.self_attn#attention", "model.layers.1.self_attn#attention"]
+    assert names(prefill, "attention") == [
+        "model.layers.0.self_attn#attention",
+        "model.layers.1.self_attn#attention",
+    ]
     assert names(decode, "attention_decode") == names(prefill, "attention")
     assert names(prefill, "rope") == ["model.layers.0.self_attn#rope", "model.layers.1.self_attn#rope"]
-    assert names(prefill, "add") == [f"model.layers.{layer}#add.{number}" for layer in (0, 1) for number in (0, 1)]
+    assert names(prefill, "add") == [
+        f"model.layers.{layer}#add.{number}" for layer in (0, 1) for number in (0, 1)
+    ]
     modules = names(prefill, "module")
-    for expected in ("model.embed_tokens", "model.layers.1.mlp", "model.layers.0.self_attn.q_proj", "lm_head"):
+    for expected in (
+        "model.embed_tokens",
+        "model.layers.1.mlp",
+        "model.layers.0.self_attn.q_proj",
+        "lm_head",
+    ):
         assert modules.count(expected) == 1
 
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import math as _math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as _np
-
-from neuron_port.simulator import dtypes as _dtypes
-from neuron_port.simulator.context import caller as _caller
 from neuron_port.simulator.context import current_run as _current_run
 from neuron_port.simulator.dtypes import (
     bfloat16,
@@ -28,15 +22,20 @@ from neuron_port.simulator.dtypes import (
     uint16,
     uint32,
 )
-from neuron_port.simulator.errors import CapacityError as _CapacityError
 from neuron_port.simulator.errors import ConstraintError as _ConstraintError
 from neuron_port.simulator.errors import UnsupportedError as _UnsupportedError
-from neuron_port.simulator.instructions import activations as _activations
 from neuron_port.simulator.instructions.operators import OPERATORS as _OPERATORS
-from neuron_port.simulator.memory import BY_OTHERS as _BY_OTHERS
-from neuron_port.simulator.memory import Allocation as _Allocation
 from neuron_port.simulator.memory import MemoryRegion
-from neuron_port.simulator.memory import Storage as _Storage
+from neuron_port.simulator.nki.allocation import (
+    empty_like,
+    full,
+    ndarray,
+    ones,
+    shared_constant,
+    shared_identity_matrix,
+    zeros,
+    zeros_like,
+)
 from neuron_port.simulator.nki.mathematics import (
     broadcast_to,
     expand_dims,
@@ -58,8 +57,6 @@ from neuron_port.simulator.nki.mathematics import (
 from neuron_port.simulator.registers import VirtualRegister as _VirtualRegister
 from neuron_port.simulator.tensor import DynamicSlice as _DynamicSlice
 from neuron_port.simulator.tensor import NkiTensor
-
-assert _activations  # imported for the tokens that it registers
 
 sbuf, psum = MemoryRegion.sbuf, MemoryRegion.psum
 private_hbm, shared_hbm = MemoryRegion.private_hbm, MemoryRegion.shared_hbm
@@ -130,154 +127,6 @@ def is_hbm(buffer: MemoryRegion) -> bool:
 def is_on_chip(buffer: MemoryRegion) -> bool:
     """Whether `buffer` is SBUF or PSUM."""
     return buffer in _ON_CHIP
-
-
-# ---- allocation ------------------------------------------------------------------------------------------
-
-
-def ndarray(
-    shape: Sequence[int],
-    dtype: Any,
-    buffer: MemoryRegion = sbuf,
-    name: str = "",
-    address: tuple[int, int] | None = None,
-) -> NkiTensor:
-    """An unwritten tensor. On chip, shape[0] is the partition dimension.
-
-    `address` (partition, byte offset) is checked for legality; overlap between addresses is not modelled.
-
-    Raises:
-        ConstraintError: more than 128 partitions, a rank or size that cannot be, a PSUM address off its bank.
-        CapacityError: the tensor alone exceeds its memory.
-    """
-    run = _current_run()
-    dtype = _dtypes.resolve(dtype)
-    sizes = tuple(shape) if not isinstance(shape, int) else (shape,)
-    code, line = _caller()
-    if buffer.__class__ is not MemoryRegion:
-        raise _ConstraintError(f"buffer is {buffer!r}, must be nl.sbuf, nl.psum, nl.hbm or nl.shared_hbm")
-    partition_bytes = _math.prod(sizes[1:]) * dtype.itemsize
-    allocation = _Allocation(sizes, dtype, buffer, partition_bytes, name, code, line)
-    if buffer is sbuf or buffer is psum:
-        _check_tile(run.target, allocation)
-        if address is not None:
-            _check_address(run.target, allocation, address)
-            allocation.start_partition = address[0]
-    if any(not isinstance(size, int | _np.integer) or size < 1 for size in sizes) or not sizes:
-        raise _ConstraintError(f"{allocation!r} has a shape that is not made of positive integers")
-    run.allocations.append(allocation)
-    array = _np.empty(sizes, dtype.held)
-    return NkiTensor(array, _Storage(array, allocation), dtype, allocation.start_partition)
-
-
-def _check_tile(target: Any, allocation: _Allocation) -> None:
-    shape = allocation.shape
-    if not 2 <= len(shape) <= 5:
-        raise _ConstraintError(
-            f"{allocation!r} has {len(shape)} dimensions; a tile on chip has 2 to 5",
-            hint="shape[0] is the partition dimension; use (n, 1) for a column",
-        )
-    if shape[0] > target.partitions:
-        raise _ConstraintError(
-            f"{allocation!r} has {shape[0]} partitions, at most {target.partitions}",
-            hint="put the tile index into a free dimension: (128, tiles, columns)",
-        )
-    limit = (
-        target.sbuf_usable_bytes_per_partition
-        if allocation.buffer is sbuf
-        else target.psum_banks * target.psum_bank_bytes
-    )
-    if allocation.bytes_per_partition > limit:
-        raise _CapacityError(
-            f"{allocation!r} takes {allocation.bytes_per_partition} bytes per partition; "
-            f"{allocation.buffer.name.upper()} of {target.name} has {limit}",
-            hint="loop over smaller tiles",
-        )
-
-
-def _check_address(target: Any, allocation: _Allocation, address: tuple[int, int]) -> None:
-    partition, offset = address
-    if allocation.buffer is psum and offset % target.psum_bank_bytes:
-        raise _ConstraintError(
-            f"{allocation!r} at byte {offset} of a partition does not start on a PSUM bank",
-            hint="use a multiple of nl.tile_size.psum_bank_fmax_bytes",
-        )
-    limit = (
-        target.sbuf_usable_bytes_per_partition
-        if allocation.buffer is sbuf
-        else target.psum_banks * target.psum_bank_bytes
-    )
-    if (
-        partition + allocation.shape[0] > 128
-        or offset + allocation.bytes_per_partition > limit
-        or partition % 32
-    ):
-        raise _ConstraintError(
-            f"{allocation!r} does not fit at address {address}", hint="start partitions are 0, 32, 64, 96"
-        )
-
-
-def full(
-    shape: Sequence[int], fill_value: float, dtype: Any, buffer: MemoryRegion = sbuf, name: str = ""
-) -> NkiTensor:
-    """A tensor filled with a constant (one memset on chip)."""
-    from neuron_port.simulator.instructions.vector_engine import memset
-
-    tensor = ndarray(shape, dtype, buffer, name)
-    if tensor.storage.on_chip:
-        memset(tensor, int(fill_value) if tensor.dtype.is_integer else fill_value)
-    else:
-        tensor.array[...] = tensor.dtype.rounded(_np.full(1, fill_value, _np.float32))
-        tensor.storage.mark_written(tensor.array, _BY_OTHERS)
-    return tensor
-
-
-def zeros(shape: Sequence[int], dtype: Any, buffer: MemoryRegion = sbuf, name: str = "") -> NkiTensor:
-    """A tensor of zeros."""
-    return full(shape, 0, dtype, buffer, name)
-
-
-def ones(shape: Sequence[int], dtype: Any, buffer: MemoryRegion = sbuf, name: str = "") -> NkiTensor:
-    """A tensor of ones."""
-    return full(shape, 1, dtype, buffer, name)
-
-
-def empty_like(
-    x: NkiTensor, dtype: Any = None, buffer: MemoryRegion | None = None, name: str = ""
-) -> NkiTensor:
-    """An unwritten tensor of x's shape, and of its dtype and memory unless given."""
-    return ndarray(x.shape, dtype or x.dtype, buffer or x.buffer, name)
-
-
-def zeros_like(
-    x: NkiTensor, dtype: Any = None, buffer: MemoryRegion | None = None, name: str = ""
-) -> NkiTensor:
-    """A tensor of zeros of x's shape."""
-    return zeros(x.shape, dtype or x.dtype, buffer or x.buffer, name)
-
-
-def shared_constant(constant: Any) -> NkiTensor:
-    """A constant numpy array as a read-only tensor in shared HBM."""
-    run = _current_run()
-    if not isinstance(constant, _np.ndarray):
-        raise _UnsupportedError(f"nl.shared_constant of {type(constant).__name__}", hint="pass a numpy array")
-    dtype = _dtypes.resolve(constant.dtype)
-    array = _np.array(constant, dtype=dtype.held, order="C")
-    array.flags.writeable = False
-    code, line = _caller()
-    allocation = _Allocation(array.shape, dtype, shared_hbm, array.nbytes, "", code, line)
-    run.allocations.append(allocation)
-    return NkiTensor(array, _Storage(array, allocation, _BY_OTHERS), dtype)
-
-
-def shared_identity_matrix(n: int, dtype: Any = uint8, dst: NkiTensor | None = None) -> NkiTensor:
-    """The n x n identity matrix in SBUF."""
-    tensor = dst if dst is not None else ndarray((n, n), dtype, sbuf)
-    tensor.array[...] = _np.eye(n, dtype=tensor.array.dtype)
-    tensor.storage.mark_written(tensor.array, _BY_OTHERS)
-    allocation = tensor.storage.allocation
-    allocation.first = allocation.last = len(_current_run().instructions)
-    return tensor
 
 
 # ---- loops and programs ----------------------------------------------------------------------------------

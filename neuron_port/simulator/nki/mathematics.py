@@ -38,14 +38,13 @@ from neuron_port.simulator.instructions.vector_engine import (
 from neuron_port.simulator.instructions.vector_select import tensor_copy_predicated
 from neuron_port.simulator.instructions.vector_statistics import nc_stream_shuffle
 from neuron_port.simulator.memory import MemoryRegion
+from neuron_port.simulator.nki.allocation import ndarray
 from neuron_port.simulator.tensor import NkiTensor
 
 SBUF, PSUM = MemoryRegion.sbuf, MemoryRegion.psum
 
 
 def _new(shape: Sequence[int], dtype: Any, buffer: MemoryRegion = SBUF) -> NkiTensor:
-    from neuron_port.simulator.nki.language import ndarray
-
     return ndarray(shape, dtype, buffer)
 
 
