@@ -100,13 +100,17 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGraph:
-    """All layers of a model in the order in which they run, for one phase."""
+    """All layers of a model in the order in which they run, for one phase.
+
+    `flops` are those of the whole step, whatever part of it is a layer: shares are of them.
+    """
 
     checkpoint: str  # its revision
     phase: Literal["prefill", "decode"]
     batch: int
     sequence_length: int
     layers: tuple[Layer, ...]
+    flops: int = 0
 
     def groups(self) -> dict[str, list[Layer]]:
         """Layers by signature, in order of first appearance."""

@@ -124,6 +124,13 @@ def _merged(earlier: Sequence[ParityReport], later: Sequence[ParityReport]) -> l
     return list(merged.values())
 
 
+def _graph_files(graph: LoweredGraph) -> GraphFiles:
+    assert graph.hlo is not None, "only graphs in the dtype that ships are bundled"
+    return GraphFiles(
+        spec=graph.spec, hlo=graph.hlo, reference_hlo=graph.reference_hlo, lint=dict(graph.lint)
+    )
+
+
 class _Proofs:
     """The stages after the plan, and what each has found."""
 
@@ -230,15 +237,7 @@ class _Proofs:
                 options.output,
                 checkpoint=work.checkpoint,
                 plan=self.plan.matches,
-                graphs=[
-                    GraphFiles(
-                        spec=graph.spec,
-                        hlo=graph.hlo,
-                        reference_hlo=graph.reference_hlo,
-                        lint=dict(graph.lint),
-                    )
-                    for graph in graphs
-                ],
+                graphs=[_graph_files(graph) for graph in graphs],
                 kernels=self._verified_kernels(),
                 recipe_folders={name: found.folder for name, found in work.registry.items()},
                 parity={

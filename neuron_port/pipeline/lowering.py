@@ -24,17 +24,24 @@ STAGE = "graphs"
 
 @dataclass(frozen=True, kw_only=True)
 class LoweredGraph:
-    """One graph in one dtype, ready for the compiler, with its interface and lint findings."""
+    """One graph in one dtype, with its interface. What does not ship has no kernel form (`hlo`) and no lint."""
 
     spec: GraphSpec
-    hlo: bytes
+    hlo: bytes | None
     reference_hlo: bytes
     lint: Mapping[str, Any]
     derived: Mapping[str, np.ndarray]
 
 
 def export_one(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype) -> ExportedGraph:
-    """Export the graph of one phase and bucket, kernels substituted as the plan says."""
+    """The graph of one phase and bucket, kernels substituted as the plan says; exported once per process."""
+    key = (graph.phase, graph.sequence_length, dtype)
+    if key not in work.exported:
+        work.exported[key] = _export(work, plan, graph, dtype)
+    return work.exported[key]
+
+
+def _export(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype) -> ExportedGraph:
     register(work.registry)
     return export_graph(
         work.skeleton(dtype),
@@ -64,11 +71,13 @@ def lower_all(
 def lower_one(
     work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype
 ) -> tuple[LoweredGraph, bool]:
+    ships = dtype is work.dtype
     key = digest(
         plan.key,
         graph.phase,
         graph.sequence_length,
         str(dtype),
+        ships,
         torch.__version__,
         code_digest("lower", "port", "walk"),
     )
@@ -83,12 +92,15 @@ def lower_one(
             for name in used
         }
         references = {name: work.registry[name].reference for name in used}
-        hlo = emit(decompose(exported.program), exported.spec, kernels=kernels)
+        findings: Any = {}
+        if ships:
+            hlo = emit(decompose(exported.program), exported.spec, kernels=kernels)
+            findings = to_json(lint(hlo, work.options.target, exported.spec))
+            (folder / "graph.hlo.pb").write_bytes(hlo)
         reference_hlo = emit(inline_references(exported.program, references), exported.spec, kernels={})
-        (folder / "graph.hlo.pb").write_bytes(hlo)
         (folder / "graph.ref.hlo.pb").write_bytes(reference_hlo)
         write_json(folder / "spec.json", to_json(exported.spec))
-        write_json(folder / "lint.json", to_json(lint(hlo, work.options.target, exported.spec)))
+        write_json(folder / "lint.json", findings)
         save_file(
             {name: tensor.numpy() for name, tensor in exported.derived.items()},
             folder / "derived.safetensors",
@@ -97,7 +109,7 @@ def lower_one(
     folder, reused = work.store.build(STAGE, key, write)
     return LoweredGraph(
         spec=from_json(GraphSpec, work.store.read_json(STAGE, key, "spec.json")),
-        hlo=(folder / "graph.hlo.pb").read_bytes(),
+        hlo=(folder / "graph.hlo.pb").read_bytes() if ships else None,
         reference_hlo=(folder / "graph.ref.hlo.pb").read_bytes(),
         lint=work.store.read_json(STAGE, key, "lint.json"),
         derived=load_file(folder / "derived.safetensors"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuron_port.match.matcher import match
@@ -19,6 +19,12 @@ class Plan:
     graphs: tuple[LayerGraph, ...]
     matches: MatchPlan
     key: str
+
+
+def decided_layers(graph: LayerGraph, matches: MatchPlan) -> LayerGraph:
+    """The graph without containers, and without what is inside a layer that a recipe takes whole."""
+    decided = matches.by_layer(graph)
+    return replace(graph, layers=tuple(layer for layer in graph.layers if layer.name in decided))
 
 
 def make_plan(work: Workbench, progress: Callable[[str, int, int], None]) -> tuple[Plan, bool]:
@@ -38,7 +44,7 @@ def make_plan(work: Workbench, progress: Callable[[str, int, int], None]) -> tup
 
     def write(folder: Path) -> None:
         walks = work.walks(work.dtype)
-        skeleton_parameters = {f"{name}" for name, _ in work.skeleton(work.dtype).named_parameters()}
+        skeleton_parameters = {name for name, _ in work.skeleton(work.dtype).named_parameters()}
         matches = match(
             walks,
             work.registry,
@@ -49,7 +55,7 @@ def make_plan(work: Workbench, progress: Callable[[str, int, int], None]) -> tup
             progress=progress,
         )
         write_json(folder / "plan.json", to_json(matches))
-        write_json(folder / "graphs.json", to_json([walk.graph for walk in walks]))
+        write_json(folder / "graphs.json", to_json([decided_layers(walk.graph, matches) for walk in walks]))
 
     _, reused = work.store.build("plan", key, write)
     graphs = work.store.read_json("plan", key, "graphs.json")

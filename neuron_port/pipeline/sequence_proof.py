@@ -180,7 +180,7 @@ class SequenceProof:
     ) -> tuple[list[CaseResult], bool]:
         kernels = {name: found.kernel.sha256 for name, found in self.work.registry.items()}
         key = digest(
-            [hashlib.sha256(graph.hlo).hexdigest() for graph in self.graphs],
+            [hashlib.sha256(graph.reference_hlo).hexdigest() for graph in self.graphs],
             kernels,
             self.work.options.target,
             *self._prompt_key(truth),

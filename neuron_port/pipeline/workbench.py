@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 import neuron_port
 from neuron_port.checkpoint import Prompt, WeightReader, load_config, load_model, load_tokenizer
 from neuron_port.pipeline.options import ConvertOptions
+from neuron_port.port.export import ExportedGraph
 from neuron_port.registry import RegisteredRecipe, Registry, data_folder
 from neuron_port.store import Store
 from neuron_port.types import Checkpoint, digest
@@ -35,6 +36,7 @@ class Workbench:
         self.checkpoint = checkpoint
         self.store = store
         self._models: dict[torch.dtype, PreTrainedModel] = {}
+        self.exported: dict[tuple[str, int, torch.dtype], ExportedGraph] = {}
         self._walks: dict[torch.dtype, list[Walk]] = {}
 
     @cached_property

@@ -72,6 +72,7 @@ def walk(
         batch=batch,
         sequence_length=sequence_length if phase == "prefill" else 1,
         layers=tuple(layer for layer in recorder.layers if layer is not None),
+        flops=recorder.counter.get_total_flops(),
     )
     return Walk(graph=graph, calls=recorder.calls)
 
