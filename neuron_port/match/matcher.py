@@ -178,6 +178,7 @@ def _run_probe(call: Call, candidate: RegisteredRecipe, binding: Binding) -> dic
 def _matched(
     layer: Layer, candidate: RegisteredRecipe, binding: Binding, evidence: dict[str, float], worst: float
 ) -> Match:
+    agreement = f"to {worst:.0e}" if worst else "exactly"
     return Match(
         signature=layer.signature,
         layers=(),
@@ -185,6 +186,6 @@ def _matched(
         recipe=candidate.name,
         weights=dict(binding.weights),
         attributes=dict(binding.attributes),
-        reason=f"numeric probe agrees to {worst:.0e} at {len(evidence)} input scales",
+        reason=f"numeric probe agrees {agreement} at {len(evidence)} input scales",
         evidence=evidence,
     )

@@ -26,6 +26,7 @@ import torch
 ROWS_PER_SLICE = 128
 SLICE_ALLOWANCE = 4.0  # a slice's noise scatters more than the whole tensor's
 FLOAT32_ALLOWANCE = 4.0  # orders of summation differ; measured spread between legal orders is below 3
+TELLING_RATIO = 3.0  # of a sabotage's error to the legal noise
 EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
 
@@ -73,6 +74,7 @@ def compare(
         metrics, limits = _float32_contract(error, noise, exact, reduction_length)
     else:
         metrics, limits = _r_ratio_contract(error, noise, exact, baseline.dtype, r_ratio_limit)
+    metrics["legal_l2"] = _ratio(_norm(noise), _norm(exact))
     metrics["max_abs"] = error.abs().max().item() if error.numel() else 0.0
     broken = [name for name, limit in limits.items() if not metrics[name] <= limit]
     detail = ""
@@ -163,6 +165,17 @@ def _ratio(part: float, whole: float) -> float:
     if whole == 0:
         return 0.0 if part == 0 else math.inf
     return part / whole
+
+
+def is_telling(comparison: Comparison) -> bool:
+    """Whether a sabotage stands out of the legal noise at all.
+
+    Where a layer's own rounding loses more than 1 %, a 2 % error is no error. Zeros, echoes and shuffles are wrong by
+    all of the output's size, and tell nearly always.
+    """
+    if not comparison.metrics:  # it has another form than the truth
+        return True
+    return comparison.metrics["relative_l2"] > TELLING_RATIO * comparison.metrics["legal_l2"]
 
 
 def sabotages(truth: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:

@@ -122,16 +122,20 @@ def step_flops(graph: LayerGraph) -> int:
 def coverage(graph: LayerGraph, rows: Sequence[PlanRow]) -> Coverage:
     """Sums the rows of one phase by decision."""
 
-    def total(decision: str, name: str) -> float:
-        return float(sum(getattr(row, name) for row in rows if row.decision == decision))
+    def total(decision: str, name: str) -> int:
+        return sum(getattr(row, name) for row in rows if row.decision == decision)
 
+    def shares(name: str, whole: int) -> dict[str, float]:
+        return {decision: total(decision, name) / whole if whole else 0.0 for decision in DECISIONS}
+
+    flops, hbm_bytes = step_flops(graph), sum(row.hbm_bytes for row in rows)
     return Coverage(
         phase=graph.phase,
         batch=graph.batch,
         sequence_length=graph.sequence_length,
-        flops=step_flops(graph),
-        hbm_bytes=sum(row.hbm_bytes for row in rows),
-        flops_share={decision: total(decision, "flops_share") for decision in DECISIONS},
-        bytes_share={decision: total(decision, "bytes_share") for decision in DECISIONS},
-        layers={decision: int(total(decision, "count")) for decision in DECISIONS},
+        flops=flops,
+        hbm_bytes=hbm_bytes,
+        flops_share=shares("flops", flops),
+        bytes_share=shares("hbm_bytes", hbm_bytes),
+        layers={decision: total(decision, "count") for decision in DECISIONS},
     )

@@ -37,6 +37,7 @@ class Call:
     name: str
     operation: str  # "module", "rope", "attention", "attention_decode", "add"
     module: torch.nn.Module | None
+    owner: str  # class of the module, or of the one that the function was cut out of
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -128,6 +129,7 @@ class _Interception:
                 name=name,
                 operation="module",
                 module=module,
+                owner=type(module).__name__,
                 function=function,
                 args=args,
                 kwargs=kwargs,
@@ -218,6 +220,7 @@ class _Interception:
             name=name,
             operation=operation,
             module=module,
+            owner=type(self.model.get_submodule(self.place)).__name__,
             function=function,
             args=args,
             kwargs=kwargs,

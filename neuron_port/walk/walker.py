@@ -107,7 +107,7 @@ def describe(call: Call, result: Any, flops: int) -> Layer:
     return Layer(
         name=call.name,
         operation=call.operation,
-        module_class=type(call.module).__name__ if call.module is not None else call.operation,
+        module_class=call.owner,
         inputs=inputs,
         outputs=outputs,
         parameters=parameters,

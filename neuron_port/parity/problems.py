@@ -1,0 +1,119 @@
+"""The inputs on which a layer is proven: captured, ordinary, tails, stress and large values, from fixed seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from neuron_port.match.probe import draw_arguments, index_limit
+from neuron_port.parity.comparison import EPSILON
+from neuron_port.registry import RegisteredRecipe
+from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.walker import Capture
+
+TAIL_TOKENS = (1, 3, 77)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Arguments for one call of the layer, in float32."""
+
+    name: str
+    kind: str
+    seed: int | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def problems(call: Call, found: RegisteredRecipe, capture: Capture | None) -> Iterator[Problem]:
+    """The inputs on which this call is proven."""
+    if capture is not None:
+        yield Problem(name="captured", kind="captured", seed=None, args=capture.args, kwargs=capture.kwargs)
+    sharp = "attention" in call.operation
+    has_values = any(tensor.is_floating_point() for tensor in call.tensors)  # an embedding has indices alone
+    variations: list[tuple[str, str, float, str]] = [
+        ("ordinary", "ordinary", 1.0, "normal"),
+        ("tiny values", "stress", 1e-3, "normal"),
+        ("constant rows", "stress", 1.0, "constant"),
+        ("outliers", "stress", 1.0, "outliers"),
+        ("large values", "large", 6.0 if sharp else 30.0, "normal"),
+    ]
+    for seed, (name, kind, scale, style) in enumerate(variations if has_values else variations[:1]):
+        yield _draw(call, found, name, kind, seed, scale, style, tokens=None)
+    for tokens in tail_tokens(call, found):
+        yield _draw(call, found, f"{tokens} tokens", "tail", 100 + tokens, 1.0, "normal", tokens=tokens)
+
+
+def tail_tokens(call: Call, found: RegisteredRecipe) -> list[int]:
+    """Token counts other than the call's own that reach tails; a decode step has one token by definition."""
+    if call.operation == "attention_decode":
+        return []
+    own = {
+        tensor.shape[axis]
+        for tensor, axis in zip(call.tensors, found.recipe.sequence_axes, strict=False)
+        if axis is not None
+    }
+    return [tokens for tokens in TAIL_TOKENS if tokens not in own]
+
+
+def _draw(
+    call: Call,
+    found: RegisteredRecipe,
+    name: str,
+    kind: str,
+    seed: int,
+    scale: float,
+    style: str,
+    tokens: int | None,
+) -> Problem:
+    generator = torch.Generator().manual_seed(7919 * seed + 1)
+    axes = {id(tensor): axis for tensor, axis in zip(call.tensors, found.recipe.sequence_axes, strict=False)}
+
+    def resize(tensor: torch.Tensor) -> list[int]:
+        shape = list(tensor.shape)
+        axis = axes.get(id(tensor))
+        if tokens is not None and axis is not None:
+            shape[axis] = tokens
+        return shape
+
+    drawn = draw_arguments(
+        (call.args, dict(call.kwargs)), generator, scale=scale, vocabulary=index_limit(call), resize=resize
+    )
+    args, kwargs = _restyle(drawn, style)
+    return Problem(name=name, kind=kind, seed=seed, args=args, kwargs=kwargs)
+
+
+def _restyle(value: Any, style: str) -> Any:
+    """Make rows constant, or give one element in each row a thousand times the weight of the others."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        if style == "constant":
+            return value[..., :1].expand(value.shape).contiguous()
+        if style == "outliers":
+            value = value.clone()
+            value[..., value.shape[-1] // 3] *= 1e3 if value.ndim < 4 else 10.0
+        return value
+    if isinstance(value, dict):
+        return {key: _restyle(item, style) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_restyle(item, style) for item in value)
+    return value
+
+
+def moved_problem(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
+    """The same inputs, each moved by up to half a unit in the last place of `dtype`; in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            nudge = torch.rand(value.shape, generator=generator, dtype=torch.float64) - 0.5
+            return value.to(dtype).double() * (1 + nudge * EPSILON[dtype])
+        if isinstance(value, dict):
+            return {key: move(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return type(value)(move(item) for item in value)
+        return value
+
+    return replace(problem, args=move(problem.args), kwargs=move(dict(problem.kwargs)))
