@@ -39,8 +39,12 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
     if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.require(array.view(np.int16), requirements=["C", "W"])).view(
+            torch.bfloat16
+        )
+    return torch.from_numpy(
+        np.require(array, requirements=["C", "W"])
+    )  # copied when it is somebody else's memory
 
 
 class SimulatedOperator:

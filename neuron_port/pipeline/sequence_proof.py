@@ -7,10 +7,12 @@ run in place of the references: proof 3. Every prompt is kept by itself, so an i
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,8 +84,7 @@ class SequenceProof:
     def simulator_steps(self) -> list[GraphRunner]:
         """The graphs with every kernel on the simulator; weights are brought into its form once."""
         target = self.work.options.target
-        names = {match.recipe for match in self.plan.matches.matches if match.recipe is not None}
-        operators = {name: simulated_operator(self.work.registry[name], target) for name in sorted(names)}
+        operators = {name: simulated_operator(self.work.registry[name], target) for name in self._recipes}
         steps = [
             GraphRunner(export_one(self.work, self.plan, graph, self.dtype), self.bank, operators)
             for graph in self.plan.graphs
@@ -98,72 +99,85 @@ class SequenceProof:
         for name in ("bank", "xla_steps", "simulator_steps"):
             self.__dict__.pop(name, None)
 
-    def session(self, steps: Sequence[Step]) -> Session:
+    @property
+    def _recipes(self) -> list[str]:
+        return sorted({match.recipe for match in self.plan.matches.matches if match.recipe is not None})
+
+    def session(self, steps: Sequence[Step], only: GraphSpec | None = None) -> Session:
+        """A session over all buckets, or over `only` one."""
         *prefills, decode = steps
-        return Session({step.spec.sequence_length: step for step in prefills}, decode)
+        chosen = {
+            step.spec.sequence_length: step for step in prefills if only is None or step.spec.id == only.id
+        }
+        return Session(chosen, decode)
 
     def graph_reports(self, progress: Progress) -> tuple[list[ParityReport], int]:
         """Proof 2: one report for each graph; and how many prompts were run now."""
         cases: dict[str, list[CaseResult]] = {}
+        seconds: dict[str, float] = {}
         made = 0
-        for number, truth in enumerate(self.truths):
-            prefill, decode, reused = self._graph_prompt(number, truth, progress)
+        for number, bucket in self._assignments():
+            stored, reused = self._graph_prompt(number, bucket, progress)
             made += not reused
-            cases.setdefault(self._bucket_id(truth), []).extend(prefill)
-            cases.setdefault(self.graphs[-1].spec.id, []).extend(decode)
-        if self.baselines is not None:
-            cases = {name: [*found, *_pooled(found)] for name, found in cases.items()}
-        untouched = [graph.spec.id for graph in self.graphs if graph.spec.id not in cases]
-        missing = tuple(f"graph {name} was reached by no prompt" for name in untouched)
+            for graph, phase in ((bucket, "prefill"), (self.graphs[-1].spec, "decode")):
+                cases.setdefault(graph.id, []).extend(from_json(CaseResult, case) for case in stored[phase])
+                seconds[graph.id] = seconds.get(graph.id, 0.0) + stored["seconds"] / 2
         return [
             ParityReport(
                 subject=name,
                 oracle=f"{oracle_name()}, float32",
-                cases=tuple(found),
-                not_proven=("neuronx-cc has not compiled this graph", *missing),
+                cases=(*found, *_pooled(found)) if self.baselines is not None else tuple(found),
+                not_proven=("neuronx-cc has not compiled this graph",),
+                seconds=seconds[name],
             )
             for name, found in cases.items()
         ], made
 
-    def _bucket_id(self, truth: OracleRun) -> str:
-        fits = [g.spec for g in self.graphs[:-1] if g.spec.sequence_length >= len(truth.prompt_ids)]
-        return fits[0].id if fits else self.graphs[0].spec.id
+    def _assignments(self) -> list[tuple[int, GraphSpec]]:
+        """Each prompt with the smallest bucket that holds it; buckets that none needs get the first prompt too."""
+        buckets = [graph.spec for graph in self.graphs[:-1]]
+        lengths = [len(truth.prompt_ids) for truth in self.truths]
+        chosen = [next(item for item in buckets if item.sequence_length >= length) for length in lengths]
+        spare = [item for item in buckets if item not in chosen and item.sequence_length >= lengths[0]]
+        return [*enumerate(chosen), *((0, bucket) for bucket in spare)]
 
     def _graph_prompt(
-        self, number: int, truth: OracleRun, progress: Progress
-    ) -> tuple[list[CaseResult], list[CaseResult], bool]:
+        self, number: int, bucket: GraphSpec, progress: Progress
+    ) -> tuple[dict[str, Any], bool]:
+        truth = self.truths[number]
+        name = f"prompt {number + 1}"
         key = digest(
             [hashlib.sha256(graph.reference_hlo).hexdigest() for graph in self.graphs],
+            bucket.id,
             *self._prompt_key(truth),
             code_digest("lower/execution", "parity", "port"),
         )
 
         def write(folder: Path) -> None:
+            started = time.monotonic()
             prefill, decode = check_outputs(
-                self.session(self.xla_steps),
-                f"prompt {number + 1}",
+                self.session(self.xla_steps, only=bucket),
+                name,
                 truth,
                 self.baselines[number] if self.baselines else None,
                 tier="xla-cpu",
                 decode_steps=self.decode_steps,
-                progress=lambda done, total: progress(f"prompt {number + 1}, {self.dtype_name}", done, total),
+                progress=lambda done, total: progress(f"{name}, {bucket.id}, {self.dtype_name}", done, total),
             )
-            write_json(folder / "cases.json", to_json({"prefill": prefill, "decode": decode}))
+            found = {"prefill": prefill, "decode": decode, "seconds": time.monotonic() - started}
+            write_json(folder / "cases.json", to_json(found))
 
         _, reused = self.work.store.build(GRAPH_STAGE, key, write)
-        stored = self.work.store.read_json(GRAPH_STAGE, key, "cases.json")
-        prefill, decode = (
-            [from_json(CaseResult, case) for case in stored[phase]] for phase in ("prefill", "decode")
-        )
-        return prefill, decode, reused
+        return self.work.store.read_json(GRAPH_STAGE, key, "cases.json"), reused
 
     def model_report(self, progress: Progress) -> tuple[ParityReport, int]:
         """Proof 3: greedy tokens in float32, R-ratio of every output in 16 bit; and how many prompts were run now."""
         cases: list[CaseResult] = []
-        made = 0
-        for number, truth in enumerate(self.truths):
-            found, reused = self._model_prompt(number, truth, progress)
-            cases += found
+        made, seconds = 0, 0.0
+        for number in range(len(self.truths)):
+            stored, reused = self._model_prompt(number, progress)
+            cases += [from_json(CaseResult, case) for case in stored["cases"]]
+            seconds += stored["seconds"]
             made += not reused
         if self.baselines is not None:
             cases += _pooled(cases)
@@ -173,48 +187,50 @@ class SequenceProof:
             oracle=f"{oracle_name()}, float32",
             cases=tuple(cases),
             not_proven=("no Neuron device has run this model",),
+            seconds=seconds,
         ), made
 
-    def _model_prompt(
-        self, number: int, truth: OracleRun, progress: Progress
-    ) -> tuple[list[CaseResult], bool]:
-        kernels = {name: found.kernel.sha256 for name, found in self.work.registry.items()}
+    def _model_prompt(self, number: int, progress: Progress) -> tuple[dict[str, Any], bool]:
+        truth = self.truths[number]
         key = digest(
             [hashlib.sha256(graph.reference_hlo).hexdigest() for graph in self.graphs],
-            kernels,
+            {name: self.work.registry[name].kernel.sha256 for name in self._recipes},
             self.work.options.target,
             *self._prompt_key(truth),
             code_digest("simulator", "execution", "parity", "port"),
         )
-        name = f"prompt {number + 1}"
+
+        def write(folder: Path) -> None:
+            started = time.monotonic()
+            cases = self._run_on_simulator(number, progress)
+            write_json(
+                folder / "cases.json", to_json({"cases": cases, "seconds": time.monotonic() - started})
+            )
+
+        _, reused = self.work.store.build(MODEL_STAGE, key, write)
+        return self.work.store.read_json(MODEL_STAGE, key, "cases.json"), reused
+
+    def _run_on_simulator(self, number: int, progress: Progress) -> list[CaseResult]:
+        name, truth = f"prompt {number + 1}", self.truths[number]
+        session = self.session(self.simulator_steps)
 
         def report(done: int, total: int) -> None:
             progress(f"{name}, {self.dtype_name}", done, total)
 
-        def write(folder: Path) -> None:
-            session = self.session(self.simulator_steps)
-            if self.baselines is None:
-                cases = [
-                    check_greedy(
-                        session, name, truth, self.work.decode_text, tier="simulator", progress=report
-                    )
-                ]
-            else:
-                prefill, decode = check_outputs(
-                    session,
-                    name,
-                    truth,
-                    self.baselines[number],
-                    tier="simulator",
-                    decode_steps=self.decode_steps,
-                    progress=report,
-                )
-                cases = [*_named("prefill", prefill), *_named("decode", decode)]
-            write_json(folder / "cases.json", to_json(cases))
-
-        _, reused = self.work.store.build(MODEL_STAGE, key, write)
-        stored = self.work.store.read_json(MODEL_STAGE, key, "cases.json")
-        return [from_json(CaseResult, case) for case in stored], reused
+        if self.baselines is None:
+            return [
+                check_greedy(session, name, truth, self.work.decode_text, tier="simulator", progress=report)
+            ]
+        prefill, decode = check_outputs(
+            session,
+            name,
+            truth,
+            self.baselines[number],
+            tier="simulator",
+            decode_steps=self.decode_steps,
+            progress=report,
+        )
+        return [*_named("prefill", prefill), *_named("decode", decode)]
 
     def _prompt_key(self, truth: OracleRun) -> tuple[object, ...]:
         return (
