@@ -107,9 +107,7 @@ def problems(model: Model, tokens: int) -> Iterator[Problem]:
         name, sizes = "attention_decode", {**heads, "C": model.cache_slots}
     yield Problem(label=name, recipe=name, calls=each, sizes=sizes, attributes=scale)
     yield Problem(label="residual_add", recipe="residual_add", calls=twice, sizes=rows)
-    yield Problem(
-        label="gated_mlp", recipe="gated_mlp", calls=each, sizes={**rows, "I": model.intermediate}
-    )
+    yield Problem(label="gated_mlp", recipe="gated_mlp", calls=each, sizes={**rows, "I": model.intermediate})
     yield linear(f"linear {hidden} → {model.vocabulary} (head)", 1, model.vocabulary, 1)
 
 
@@ -234,9 +232,7 @@ def _sides(
     return sides
 
 
-def _require_agreement(
-    problem: Problem, sides: Mapping[str, Callable[[], Any]], dtype: torch.dtype
-) -> None:
+def _require_agreement(problem: Problem, sides: Mapping[str, Callable[[], Any]], dtype: torch.dtype) -> None:
     """Stop unless all sides compute the same: the time of something else would say nothing."""
     answers = {name: _first_array(side()) for name, side in sides.items()}
     truth = answers["torch"]
@@ -269,13 +265,21 @@ def median_seconds(sides: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def duration(seconds: float) -> str:
+    """Two or three digits, in the unit that fits."""
+    for factor, unit in ((1, "s"), (1e3, "ms")):
+        if seconds * factor >= 0.995:
+            return f"{seconds * factor:.{0 if seconds * factor >= 99.5 else 1}f} {unit}"
+    return f"{seconds * 1e6:.{0 if seconds * 1e6 >= 9.5 else 1}f} µs"
+
+
 def row(label: str, calls: int | str, timing: Timing) -> str:
-    """One line of the table: milliseconds of each side, and the simulator's time over the others'."""
+    """One line of the table: the time of each side, and the simulator's time over the others'."""
     cells = [label, str(calls)]
     for dtype in (torch.float32, torch.bfloat16):
         simulated, eager = timing.simulator[dtype], timing.torch[dtype]
         times = [simulated, eager] + ([timing.numpy] if dtype is torch.float32 else [])
-        cells += [f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.2f} s" for seconds in times]
+        cells += [duration(seconds) for seconds in times]
         cells += [f"{simulated / eager:.1f}", f"{simulated / timing.numpy:.1f}"]
     return f"| {' | '.join(cells)} |"
 

@@ -15,6 +15,9 @@ from neuron_port.walk.cutpoints import Call
 from neuron_port.walk.walker import Capture
 
 TAIL_TOKENS = (1, 3, 77)
+STRESS_TOKENS = (
+    128  # one tile is enough to see what values do; the call's own length is the ordinary case's business
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +44,26 @@ def problems(call: Call, found: RegisteredRecipe, capture: Capture | None) -> It
         ("outliers", "stress", 1.0, "outliers"),
         ("large values", "large", 6.0 if sharp else 30.0, "normal"),
     ]
+    own = max(own_tokens(call, found), default=1)
     for seed, (name, kind, scale, style) in enumerate(variations if has_values else variations[:1]):
-        yield _draw(call, found, name, kind, seed, scale, style, tokens=None)
+        shortened = STRESS_TOKENS if kind != "ordinary" and own > STRESS_TOKENS else None
+        yield _draw(call, found, name, kind, seed, scale, style, tokens=shortened)
     for tokens in tail_tokens(call, found):
         yield _draw(call, found, f"{tokens} tokens", "tail", 100 + tokens, 1.0, "normal", tokens=tokens)
 
 
-def tail_tokens(call: Call, found: RegisteredRecipe) -> list[int]:
-    """Token counts other than the call's own that reach tails; a decode step has one token by definition."""
+def own_tokens(call: Call, found: RegisteredRecipe) -> set[int]:
+    """How many tokens the call has; a decode step's attention has one by definition, and counts none."""
     if call.operation == "attention_decode":
-        return []
-    own = {
-        tensor.shape[axis]
-        for tensor, axis in zip(call.tensors, found.recipe.sequence_axes, strict=False)
-        if axis is not None
-    }
-    return [tokens for tokens in TAIL_TOKENS if tokens not in own]
+        return set()
+    axes = zip(call.tensors, found.recipe.sequence_axes, strict=False)
+    return {tensor.shape[axis] for tensor, axis in axes if axis is not None}
+
+
+def tail_tokens(call: Call, found: RegisteredRecipe) -> list[int]:
+    """Token counts other than the call's own that reach tails."""
+    own = own_tokens(call, found)
+    return [tokens for tokens in TAIL_TOKENS if tokens not in own] if own else []
 
 
 def _draw(

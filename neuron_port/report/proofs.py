@@ -1,8 +1,4 @@
-"""The state of the three proofs, in numbers and one sentence each. Nothing here is kinder than the records.
-
-A case uses some share of each of its limits; its margin is the largest share. Limits are upper bounds. A
-sabotage case carries a wrong result on purpose: it passes by being refused, so its margin lies beyond 1.
-"""
+"""The state of the three proofs, in numbers and one sentence each. Nothing here is kinder than the records."""
 
 from __future__ import annotations
 
@@ -11,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from neuron_port.report.cases import Worst, is_measurement, split_subject, worst_case
+from neuron_port.report.essentials import graph_essentials, model_essentials
 from neuron_port.report.numbers import limit_share_text
 from neuron_port.report.records import Conversion
 from neuron_port.types import CaseResult, ParityReport
@@ -19,36 +17,12 @@ ProofState = Literal["passed", "failed", "incomplete", "not run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Margin:
-    """The metric that comes closest to its limit, or goes furthest beyond: share = value / limit."""
-
-    metric: str
-    value: float
-    limit: float
-    share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A kernel report's subject, "<recipe> · <layer class> · <signature>", in parts; others are one part."""
-
-    recipe: str
-    layer_class: str = ""
-    signature: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worst:
-    """The ordinary case with the largest margin among several reports, with its report's subject."""
-
-    subject: str
-    case: CaseResult
-    margin: Margin
-
-
-@dataclass(frozen=True, kw_only=True)
 class Proof:
-    """One side of the proof: `cases` counts results that should hold, `sabotage` those that should not."""
+    """One side of the proof.
+
+    `cases` counts results that must hold, `sabotage` those that must not, `measurements` those without a limit of
+    their own. `essentials` are the findings in words.
+    """
 
     number: int
     claim: str
@@ -60,6 +34,8 @@ class Proof:
     cases: int
     sabotage_refused: int
     sabotage: int
+    measurements: int
+    essentials: tuple[str, ...]
     worst: Worst | None
     missing: tuple[str, ...]  # what the proof should cover and does not
 
@@ -68,6 +44,8 @@ class Proof:
         """The counts, and the worst case, in words."""
         if self.state == "not run":
             return "No case was run."
+        if not self.cases + self.sabotage:
+            return f"{self.measurements} measurements, and no verdict."
         text = f"{self.cases_passed} of {self.cases} cases hold"
         if self.sabotage:
             text += f"; {self.sabotage_refused} of {self.sabotage} wrong results refused"
@@ -86,39 +64,10 @@ class Verdict:
     headline: str
 
 
-def margin(case: CaseResult) -> Margin | None:
-    """The case's metric with the largest share of its limit, or None if no metric has a limit."""
-    margins = [
-        Margin(metric=name, value=case.metrics[name], limit=limit, share=_share(case.metrics[name], limit))
-        for name, limit in case.limits.items()
-        if name in case.metrics
-    ]
-    return max(margins, key=lambda item: item.share, default=None)
-
-
-def worst_case(reports: Sequence[ParityReport]) -> Worst | None:
-    """The case closest to its limit; sabotage is left out, and failed cases come first."""
-    found = [
-        Worst(subject=report.subject, case=case, margin=case_margin)
-        for report in reports
-        for case in report.cases
-        if case.kind != "sabotage" and (case_margin := margin(case)) is not None
-    ]
-    return max(found, key=lambda item: (not item.case.passed, item.margin.share), default=None)
-
-
 def failures(conversion: Conversion) -> list[tuple[ParityReport, CaseResult]]:
     """Every case that failed, wrong results that were accepted included, with its report."""
     reports = [*conversion.kernel_reports, *conversion.graph_reports, *conversion.model_reports]
     return [(report, case) for report in reports for case in report.cases if not case.passed]
-
-
-def split_subject(subject: str) -> Subject:
-    """The parts of a kernel report's subject."""
-    recipe, *rest = subject.split(" · ")
-    if len(rest) < 2:
-        return Subject(recipe=subject)
-    return Subject(recipe=recipe, layer_class=" · ".join(rest[:-1]), signature=rest[-1])
 
 
 def proofs(conversion: Conversion) -> tuple[Proof, Proof, Proof]:
@@ -126,15 +75,17 @@ def proofs(conversion: Conversion) -> tuple[Proof, Proof, Proof]:
     return (
         _proof(
             1, "kernel = layer", "Each kernel against the layer's own forward",
-            conversion.kernel_reports, "simulator", missing_kernels(conversion),
+            conversion.kernel_reports, "simulator", missing_kernels(conversion), (),
         ),
         _proof(
             2, "graph = model", "The emitted HLO against transformers, every output",
             conversion.graph_reports, "xla-cpu", missing_graphs(conversion),
+            graph_essentials(conversion.graph_reports),
         ),
         _proof(
             3, "ported model = model", "The whole model, running its kernels, against transformers",
             conversion.model_reports, "simulator", (),
+            model_essentials(conversion.model_reports),
         ),
     )  # fmt: skip
 
@@ -181,16 +132,18 @@ def _proof(
     reports: Sequence[ParityReport],
     usual_tier: str,
     missing: tuple[str, ...],
+    essentials: tuple[str, ...],
 ) -> Proof:
     cases = [case for report in reports for case in report.cases]
-    right = [case for case in cases if case.kind != "sabotage"]
+    verdicts = [case for case in cases if not is_measurement(case)]
+    right = [case for case in verdicts if case.kind != "sabotage"]
     wrong = [case for case in cases if case.kind == "sabotage"]
     state: ProofState
     if not cases:
         state = "not run"
     elif not all(case.passed for case in cases):
         state = "failed"
-    elif missing or not all(report.cases for report in reports):
+    elif missing or not all(map(_has_verdict, reports)):
         state = "incomplete"
     else:
         state = "passed"
@@ -205,17 +158,15 @@ def _proof(
         cases=len(right),
         sabotage_refused=sum(case.passed for case in wrong),
         sabotage=len(wrong),
+        measurements=len(cases) - len(verdicts),
+        essentials=essentials,
         worst=worst_case(reports),
         missing=missing,
     )
 
 
-def _share(value: float, limit: float) -> float:
-    if math.isnan(value) or math.isnan(limit):
-        return math.inf
-    if limit <= 0:
-        return 0.0 if value <= limit else math.inf
-    return max(value, 0.0) / limit
+def _has_verdict(report: ParityReport) -> bool:
+    return not all(map(is_measurement, report.cases))
 
 
 def _distance_text(share: float) -> str:
