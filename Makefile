@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The products in the tests are small: two workers gain more than two threads.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: demo test check lint types format bench clean help
 
@@ -23,7 +25,7 @@ demo: $(READY)
 	$(BIN)/neuron-port convert smollm2-135m --output bundles/smollm2-135m
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
 
 check: lint types
 

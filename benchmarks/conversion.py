@@ -16,7 +16,8 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +57,14 @@ CONFIG = {
 class Measured:
     """One conversion: its stages, and how many kernel proofs it added to its store."""
 
-    layers: int
     conversion: Conversion
     seconds: float
     proofs_made: int
+
+    @property
+    def layers(self) -> int:
+        """Layers that the plan decides about, over both graphs."""
+        return sum(len(graph.layers) for graph in self.conversion.graphs)
 
     @property
     def cases(self) -> int:
@@ -69,6 +74,13 @@ class Measured:
     def stage_seconds(self, name: str) -> float:
         """How long the named stage took."""
         return next(stage.seconds for stage in self.conversion.stages if stage.name == name)
+
+
+COUNTED: Mapping[str, Callable[[Measured], int]] = {
+    "layers in both graphs": lambda run: run.layers,
+    "kernels verified": lambda run: run.proofs_made,
+    "comparisons in the proof": lambda run: run.cases,
+}
 
 
 def write_model(place: Path, layers: int) -> Path:
@@ -95,7 +107,6 @@ def measure(place: Path, layers: int, store: Store) -> Measured:
     with LiveView(Console(file=io.StringIO()), enabled=False) as view:
         conversion = convert(options, view, store)
     return Measured(
-        layers=layers,
         conversion=conversion,
         seconds=time.perf_counter() - started,
         proofs_made=stored_proofs(store) - proofs_before,
@@ -108,47 +119,53 @@ def stored_proofs(store: Store) -> int:
     return sum(path.is_dir() for path in folder.iterdir()) if folder.is_dir() else 0
 
 
-def median_run(place: Path, layers: int, repeats: int) -> tuple[Measured, Store]:
-    """The run of median length of several, each into a store of its own."""
-    runs = []
+def rounds(place: Path, counts: Sequence[int], repeats: int) -> dict[int, list[Measured]]:
+    """Every model converted `repeats` times, each time into an empty store; the models take turns."""
+    runs: dict[int, list[Measured]] = {layers: [] for layers in counts}
     for number in range(repeats):
-        store = Store(place / "stores" / f"{layers}-{number}")
-        runs.append((measure(place, layers, store), store))
-    middle = statistics.median_low(run.seconds for run, _ in runs)
-    return next(pair for pair in runs if pair[0].seconds == middle)
+        for layers in counts:
+            runs[layers].append(measure(place, layers, store_of(place, layers, number)))
+    return runs
 
 
-def print_growth(runs: Sequence[Measured]) -> None:
-    """Seconds of every stage for every number of layers, and the slope between the smallest and the largest."""
-    first, last = runs[0], runs[-1]
-    added = last.layers - first.layers
-    print(f"| stage, seconds | {' | '.join(f'{run.layers} layers' for run in runs)} | per added layer |")
-    print(f"|---|{'---:|' * (len(runs) + 1)}")
-    for name in [stage.name for stage in first.conversion.stages]:
-        times = [run.stage_seconds(name) for run in runs]
-        print(f"| {name} | {_cells(times)} | {(times[-1] - times[0]) / added:+.3f} |")
-    growth = (last.seconds - first.seconds) / added
-    print(f"| **all** | {_cells([run.seconds for run in runs])} | {growth:+.3f} |")
-    print(f"| layers in both graphs | {' | '.join(str(_layer_count(run)) for run in runs)} | |")
-    print(f"| kernels verified | {' | '.join(str(run.proofs_made) for run in runs)} | |")
-    print(f"| comparisons in the proof | {' | '.join(str(run.cases) for run in runs)} | |")
-    size, time_ratio = last.layers / first.layers, last.seconds / first.seconds
-    print(f"\n{size:.0f} times the layers take {time_ratio:.2f} times as long.")
+def store_of(place: Path, layers: int, number: int = 0) -> Store:
+    """The store of one conversion."""
+    return Store(place / "stores" / f"{layers}-layers-{number}")
 
 
-def _cells(times: Sequence[float]) -> str:
-    return " | ".join(f"{seconds:.2f}" for seconds in times)
+def print_growth(runs: Mapping[int, Sequence[Measured]]) -> None:
+    """Median seconds of every stage for every number of layers, and the slope from the smallest to the largest."""
+    counts = list(runs)
+    added = counts[-1] - counts[0]
+    print(f"| stage, seconds | {' | '.join(f'{layers} layers' for layers in counts)} | per added layer |")
+    print(f"|---|{'---:|' * (len(counts) + 1)}")
+
+    def print_row(name: str, times: list[float]) -> None:
+        cells = " | ".join(f"{seconds:.2f}" for seconds in times)
+        print(f"| {name} | {cells} | {(times[-1] - times[0]) / added:+.2f} |")
+
+    for stage in runs[counts[0]][0].conversion.stages:
+        name = stage.name
+        print_row(name, [statistics.median(run.stage_seconds(name) for run in runs[n]) for n in counts])
+    totals = [median_seconds(runs[layers]) for layers in counts]
+    print_row("**all**", totals)
+    for name, count in COUNTED.items():
+        cells = [sorted({count(run) for run in runs[layers]}) for layers in counts]
+        print(f"| {name} | {' | '.join(' or '.join(map(str, cell)) for cell in cells)} | |")
+    size, time_ratio = counts[-1] / counts[0], totals[-1] / totals[0]
+    print(f"\n{size:.1f} times the layers take {time_ratio:.2f} times as long.", flush=True)
 
 
-def _layer_count(run: Measured) -> int:
-    return sum(len(graph.layers) for graph in run.conversion.graphs)
+def median_seconds(runs: Sequence[Measured]) -> float:
+    """The median length of several conversions of one model."""
+    return statistics.median(run.seconds for run in runs)
 
 
-def print_reuse(title: str, fresh: Measured, again: Measured) -> None:
-    """What a conversion took from a store that was not empty, beside the same conversion into an empty one."""
+def print_reuse(title: str, fresh_seconds: float, again: Measured) -> None:
+    """What a conversion took from a store that was not empty, and its time beside that into an empty one."""
     reused = [stage.name for stage in again.conversion.stages if stage.reused]
     made = [stage.name for stage in again.conversion.stages if not stage.reused]
-    print(f"\n{title}: {again.seconds:.2f} s, into an empty store {fresh.seconds:.2f} s.")
+    print(f"\n{title}: {again.seconds:.2f} s, into an empty store {fresh_seconds:.2f} s.")
     print(f"- stages from the store: {', '.join(reused) or 'none'}")
     print(f"- stages run: {', '.join(made) or 'none'}")
     print(f"- kernels verified: {again.proofs_made} of {len(again.conversion.kernel_reports)}")
@@ -168,25 +185,26 @@ def main() -> None:
     parser.add_argument(
         "--layers", type=positive, nargs="+", default=LAYER_COUNTS, help="numbers of layers to compare"
     )
-    parser.add_argument("--repeats", type=positive, default=3, help="conversions of each, the median counts")
+    parser.add_argument("--repeats", type=positive, default=3, help="conversions of each; medians are shown")
     arguments = parser.parse_args()
+    warnings.simplefilter("ignore")  # of the libraries, as the command line does
     counts = sorted(set(arguments.layers))
     if len(counts) < 2:
         parser.error("--layers needs two different numbers")
     print(
         f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}; median of {arguments.repeats}\n"
+        f"{torch.__version__}, transformers {transformers.__version__}; medians of {arguments.repeats}\n"
     )
     with tempfile.TemporaryDirectory(prefix="neuron-port-benchmark-") as name:
         place = Path(name)
         measure(place, 1, Store(place / "stores" / "warm-up"))  # imports and caches of the libraries
-        pairs = [median_run(place, count, arguments.repeats) for count in counts]
-        runs, small_store = [run for run, _ in pairs], pairs[0][1]
+        runs = rounds(place, counts, arguments.repeats)
         print_growth(runs)
-        again = measure(place, counts[0], small_store)
-        print_reuse(f"{counts[0]} layers again, same store", runs[0], again)
-        other = measure(place, counts[-1], small_store)
-        print_reuse(f"{counts[-1]} layers into the store of {counts[0]}", runs[-1], other)
+        small, large = counts[0], counts[-1]
+        again = measure(place, small, store_of(place, small))
+        print_reuse(f"{small} layers again, same store", median_seconds(runs[small]), again)
+        other = measure(place, large, store_of(place, small))
+        print_reuse(f"{large} layers into the store of {small}", median_seconds(runs[large]), other)
 
 
 if __name__ == "__main__":

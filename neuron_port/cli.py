@@ -34,8 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")  # of the libraries that we call; our own findings are part of the report
     try:
-        commands(args=arguments, standalone_mode=False)
+        commands(args=arguments, prog_name="neuron-port", standalone_mode=False)
         code = 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()  # the help, on stderr
+        code = error.exit_code
     except NeuronPortError as error:
         _say(error.message, error.hint)
         code = error.exit_code

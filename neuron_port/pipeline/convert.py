@@ -24,6 +24,7 @@ from neuron_port.pipeline.lowering import LoweredGraph, lower_all
 from neuron_port.pipeline.options import ConvertOptions
 from neuron_port.pipeline.oracle import all_oracles
 from neuron_port.pipeline.planning import Plan, make_plan
+from neuron_port.pipeline.preflight import check_output, check_positions, check_prompts
 from neuron_port.pipeline.sequence_proof import SequenceProof
 from neuron_port.pipeline.workbench import Workbench
 from neuron_port.report import Conversion, LiveView, StageRecord, write_html
@@ -44,14 +45,14 @@ class _Stages:
     def stage(self, name: str) -> Iterator[_StageResult]:
         result = _StageResult(self.view)
         started = time.monotonic()
-        with self.view.stage(name):
+        with self.view.stage(name) as shown:
             yield result
+            if result.reused:
+                shown.skip("unchanged, taken from the store")
         seconds = time.monotonic() - started
         self.records.append(
             StageRecord(name=name, seconds=seconds, reused=result.reused, detail=result.detail)
         )
-        if result.reused:
-            self.view.skip(name, "unchanged, taken from the store")
 
 
 @dataclass
@@ -71,10 +72,16 @@ def convert(options: ConvertOptions, view: LiveView, store: Store | None = None)
         NeuronPortError: anything a user can fix. After a failed proof the report is written beside the bundle's
             place, so that it can be seen where it failed; the bundle itself is not written.
     """
+    check_output(options.output)
     store = store or Store()
     stages = _Stages(view)
     checkpoint = _resolve(options, stages, store)
     work = Workbench(options, checkpoint, store)
+    check_positions(work)
+    if work.full_proof:
+        check_prompts(work)
+        if work.tokenizer is None:
+            view.note("the model has no tokenizer: random tokens stand in for the prompts' texts")
     with stages.stage("plan") as result:
         plan, result.reused = make_plan(work, result.progress)
     proofs = _Proofs(work, plan, stages)
@@ -98,6 +105,7 @@ def plan_only(options: ConvertOptions, view: LiveView, store: Store | None = Non
     stages = _Stages(view)
     checkpoint = _resolve(options, stages, store)
     work = Workbench(options, checkpoint, store)
+    check_positions(work)
     with stages.stage("plan") as result:
         plan, result.reused = make_plan(work, result.progress)
     return _Proofs(work, plan, stages).conversion(None)
@@ -193,9 +201,7 @@ class _Proofs:
         failed = [report for report in self._all_reports() if not report.passed]
         if not failed:
             return
-        output = self.work.options.output
-        report_file = output.with_name(f"{output.name}.failed.html")
-        report_file.parent.mkdir(parents=True, exist_ok=True)
+        report_file = self._failed_report
         self._write_report(report_file)
         worst = failed[0].worst
         where = f"case `{worst.name}` ({worst.dtype}): {worst.detail}" if worst else "no case was run"
@@ -203,6 +209,12 @@ class _Proofs:
             f"Parity failed for {len(failed)} of the {what}, first {failed[0].subject}, {where}",
             hint=f"See {report_file}. A recipe can be left to the compiler with --compiler NAME.",
         )
+
+    @property
+    def _failed_report(self) -> Path:
+        """Where the report of a failed proof goes; a later success removes it."""
+        output = self.work.options.output
+        return output.with_name(f"{output.name}.failed.html")
 
     def _all_reports(self) -> Sequence[ParityReport]:
         return (*self.kernel_reports, *self.graph_reports, *self.model_reports)
@@ -256,6 +268,7 @@ class _Proofs:
                 ],
                 pages={"report.html": self._write_report},
             )
+            self._failed_report.unlink(missing_ok=True)
         return self.conversion(options.output)
 
     def _verified_kernels(self) -> list[VerifiedKernel]:

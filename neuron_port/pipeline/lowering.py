@@ -18,6 +18,7 @@ from neuron_port.port.export import ExportedGraph, export_graph
 from neuron_port.port.operators import register
 from neuron_port.store import write_json
 from neuron_port.types import GraphSpec, LayerGraph, digest, from_json, to_json
+from neuron_port.walk.cutpoints import dtype_name
 
 STAGE = "graphs"
 
@@ -61,7 +62,7 @@ def lower_all(
     """All graphs in `dtype`, and whether all of them were stored already."""
     lowered, all_reused = [], True
     for number, graph in enumerate(plan.graphs):
-        progress(f"{graph.phase} {graph.sequence_length} {dtype}", number, len(plan.graphs))
+        progress(f"{graph.phase} of {graph.sequence_length}, {dtype_name(dtype)}", number, len(plan.graphs))
         result, reused = lower_one(work, plan, graph, dtype)
         lowered.append(result)
         all_reused &= reused

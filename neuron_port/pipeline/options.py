@@ -72,8 +72,8 @@ def complete_options(
         target=chosen_target,
         dtype=chosen_dtype,
         buckets=chosen_buckets,
-        cache_length=cache_length or defaults.get("cache_length", 2 * max(chosen_buckets)),
-        batch=batch or defaults.get("batch", 1),
+        cache_length=_first_given(cache_length, defaults.get("cache_length"), 2 * max(chosen_buckets)),
+        batch=_first_given(batch, defaults.get("batch"), 1),
         prompts=tuple(Prompt(text=text) for text in prompts) or preset_prompts,
         output=output
         or Path("bundles") / f"{Path(model).name.removesuffix('.gguf')}-{chosen_target}-{chosen_dtype}",
@@ -81,6 +81,11 @@ def complete_options(
     )
     _check(options)
     return options
+
+
+def _first_given(*values: int | None) -> int:
+    """The first that is not None; a zero was asked for, and is refused later instead of replaced."""
+    return next(value for value in values if value is not None)
 
 
 def _check(options: ConvertOptions) -> None:
@@ -91,13 +96,19 @@ def _check(options: ConvertOptions) -> None:
     if options.dtype not in DTYPES:
         raise UsageError(f"Unknown dtype: `{options.dtype}`", hint=f"One of {', '.join(DTYPES)}.")
     if min(options.buckets) < 1:
-        raise UsageError(f"A bucket must hold at least one token: `{min(options.buckets)}`")
+        raise UsageError(
+            f"A bucket must hold at least one token: `{min(options.buckets)}`",
+            hint="Such as --buckets 64,256.",
+        )
     if options.cache_length < max(options.buckets):
         raise UsageError(
             f"The cache of {options.cache_length} slots cannot hold the largest bucket, {max(options.buckets)} tokens",
-            hint=f"Use --cache-length {2 * max(options.buckets)}.",
+            hint=f"Use --cache-length {2 * max(options.buckets)}, or smaller --buckets.",
         )
     if options.batch < 1:
-        raise UsageError(f"The batch must be at least one: `{options.batch}`")
+        raise UsageError(f"The batch must be at least one: `{options.batch}`", hint="Use --batch 1.")
     if options.new_tokens < 2:
-        raise UsageError(f"At least two tokens must be generated for the proof: `{options.new_tokens}`")
+        raise UsageError(
+            f"At least two tokens must be generated for the proof: `{options.new_tokens}`",
+            hint="Use --new-tokens 2 or more.",
+        )

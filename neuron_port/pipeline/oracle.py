@@ -12,6 +12,7 @@ from neuron_port.parity.model import OracleRun, run_oracle
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
 from neuron_port.store import write_json
 from neuron_port.types import digest
+from neuron_port.walk.cutpoints import dtype_name
 
 STAGE = "oracle"
 DECODE_STEPS = 16  # tokens appended to each prompt when outputs are compared; caches are kept after these
@@ -67,7 +68,7 @@ def all_oracles(
     for dtype in work.proof_dtypes:
         runs[dtype] = []
         for number, ids in enumerate(prompts):
-            progress(f"{dtype} prompt {number + 1}", number, len(prompts))
+            progress(f"prompt {number + 1}, {dtype_name(dtype)}", number, len(prompts))
             forced = runs[torch.float32][number].tokens if dtype is not torch.float32 else None
             run, reused = oracle(work, ids, dtype, forced)
             runs[dtype].append(run)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from neuron_port.errors import ParityError
 from neuron_port.execution import simulated_operator, to_numpy, to_torch
 from neuron_port.lower import XlaExecutable
 from neuron_port.parity.model import OracleRun, check_greedy, check_outputs, pooled_r_ratio
@@ -25,6 +26,7 @@ from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
 from neuron_port.port.generate import Session, Step
 from neuron_port.port.run import GraphRunner, WeightBank
+from neuron_port.simulator import SimulatorError
 from neuron_port.store import write_json
 from neuron_port.types import CaseResult, GraphSpec, ParityReport, digest, from_json, to_json
 
@@ -202,7 +204,10 @@ class SequenceProof:
 
         def write(folder: Path) -> None:
             started = time.monotonic()
-            cases = self._run_on_simulator(number, progress)
+            try:
+                cases = self._run_on_simulator(number, progress)
+            except SimulatorError as error:
+                raise _refused(f"prompt {number + 1}, {self.dtype_name}", error) from error
             write_json(
                 folder / "cases.json", to_json({"cases": cases, "seconds": time.monotonic() - started})
             )
@@ -240,6 +245,15 @@ class SequenceProof:
             self.dtype_name,
             oracle_name(),
         )
+
+
+def _refused(where: str, error: SimulatorError) -> ParityError:
+    """A kernel that passed by itself, and that the model calls with values which the hardware would not take."""
+    place = f" ({error.location})" if error.location else ""
+    return ParityError(
+        f"The simulator refused a kernel inside the ported model, {where}: {error.message}{place}",
+        hint="A recipe can be left to the compiler with --compiler NAME.",
+    )
 
 
 def _pooled(cases: Sequence[CaseResult]) -> list[CaseResult]:

@@ -2,7 +2,9 @@
 
 records.py         StageRecord, and Conversion: everything that a report is made from
 coverage.py        the plan as rows with their weight
-proofs.py          the state of the three proofs
+cases.py           one case's margin, the worst of many, verdict or measurement
+proofs.py          the state of the three proofs; essentials.py: what proofs 2 and 3 found, in words
+sequences.py       whole prompts as tables
 open_questions.py  what was not proven
 numbers.py         numbers, shapes and names as text
 pictures.py        positions of everything drawn; continuations.py: texts cut where they part

@@ -44,7 +44,9 @@ class PlanRow:
     @property
     def kind(self) -> str:
         """The class for a module; for a function cut out of one, the operation inside the class."""
-        return self.module_class if self.operation == "module" else f"{self.operation} in {self.module_class}"
+        if self.operation in ("module", self.module_class):
+            return self.module_class
+        return f"{self.operation} in {self.module_class}"
 
     @property
     def served_by(self) -> str:

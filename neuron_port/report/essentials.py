@@ -13,12 +13,12 @@ _TOKEN_METRIC = "different_tokens"  # not told by itself: the count of equal pro
 
 
 def graph_essentials(reports: Sequence[ParityReport]) -> tuple[str, ...]:
-    """ "float32: all outputs within 1.2e-5 of transformers ...", one sentence for each dtype."""
+    """One sentence for each dtype: "float32: all outputs within 1.2e-5 of transformers ..."."""
     return _essentials(reports, "all outputs")
 
 
 def model_essentials(reports: Sequence[ParityReport]) -> tuple[str, ...]:
-    """ "float32: 6 prompts × 24 greedy tokens identical ...", one sentence for each dtype."""
+    """One sentence for each dtype: "float32: 6 prompts × 24 greedy tokens identical ..."."""
     return _essentials(reports, "logits")
 
 
@@ -34,7 +34,7 @@ def _essentials(reports: Sequence[ParityReport], outputs: str) -> tuple[str, ...
 
 
 def _tokens(texts: Sequence[Continuation]) -> str:
-    """ "6 prompts × 24 greedy tokens identical", or how many of the prompts are."""
+    """How many prompts have equal tokens: "6 prompts × 24 greedy tokens identical"."""
     same = [text for text in texts if text.first_difference is None]
     lengths = {text.reference_tokens for text in texts}
     tokens = f"× {lengths.pop()} greedy tokens" if len(lengths) == 1 else "with all their greedy tokens"
@@ -61,7 +61,7 @@ def _distances(cases: Sequence[CaseResult], outputs: str) -> list[str]:
 def _distance(found: Margin, pooled: bool, outputs: str) -> str:
     measured, allowed = metric_text(found.value), f"limit {metric_text(found.limit)}"
     if found.metric == "relative_max":
-        return f"{outputs} within {measured} of transformers (of each one's largest value; {allowed})"
+        return f"{outputs} within {measured} of transformers, relative to the largest values ({allowed})"
     if found.metric == "r_ratio":
         return f"R-ratio at most {measured}{' over all prompts' if pooled else ''} ({allowed})"
     return f"{found.metric} at most {measured} ({allowed})"

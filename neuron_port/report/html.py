@@ -19,12 +19,14 @@ from markupsafe import Markup
 
 import neuron_port
 from neuron_port.report import numbers
+from neuron_port.report.cases import is_measurement, margin, split_name, split_subject, worst_case
 from neuron_port.report.continuations import continuation
 from neuron_port.report.coverage import DECISIONS
 from neuron_port.report.open_questions import chip_text, open_questions
 from neuron_port.report.pictures import layer_chart, layer_metrics, limit_axis, strips
-from neuron_port.report.proofs import failures, margin, proofs, split_subject, verdict, worst_case
+from neuron_port.report.proofs import failures, proofs, verdict
 from neuron_port.report.records import Conversion, ConversionFields
+from neuron_port.report.sequences import graph_rows, model_section
 from neuron_port.types import GraphSpec, ParityReport
 
 _WORST_ROWS = 10
@@ -57,7 +59,9 @@ def render(conversion: Conversion) -> str:
         worst_rows=_worst_rows(conversion.kernel_reports)[:_WORST_ROWS],
         row_of={row.signature: row for _, rows in conversion.phases for row in rows},
         charts=[chart for report in conversion.model_reports if (chart := layer_chart(report))],
-        graph_rows=[_graph_row(spec, conversion) for spec in conversion.graph_specs],
+        proven_graphs=graph_rows(conversion.graph_reports),
+        model_sections=[model_section(report) for report in conversion.model_reports],
+        interfaces=[_interface(spec, conversion) for spec in conversion.graph_specs],
         total_seconds=sum(stage.seconds for stage in conversion.stages),
         longest_seconds=max((stage.seconds for stage in conversion.stages), default=0.0),
         provenance=_provenance(conversion),
@@ -82,10 +86,11 @@ def _environment() -> jinja2.Environment:
     ):  # fmt: skip
         environment.filters[name] = getattr(numbers, name)
     environment.filters["margin"] = margin
-    environment.filters["worst_case"] = lambda report: worst_case([report])
     environment.filters["continuation"] = continuation
+    environment.filters["split_name"] = split_name
     environment.filters["split_subject"] = split_subject
     environment.filters["layer_metrics"] = layer_metrics
+    environment.tests["measurement"] = is_measurement
     environment.tests["number"] = lambda value: (
         isinstance(value, (int, float)) and not isinstance(value, bool)
     )
@@ -115,7 +120,7 @@ def _worst_rows(reports: Sequence[ParityReport]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["case"].passed, -row["margin"].share))
 
 
-def _graph_row(spec: GraphSpec, conversion: Conversion) -> dict[str, Any]:
+def _interface(spec: GraphSpec, conversion: Conversion) -> dict[str, Any]:
     """One graph's interface in totals, with its lint sorted by the form of its values."""
     roles = {}
     for role in ("weight", "input", "state"):

@@ -1,12 +1,14 @@
 """The view of a conversion while it runs: a line for each stage, redrawn in a terminal, appended elsewhere.
 
 Appended lines carry no escape codes and go to standard error, one for each event. Progress inside a stage is
-an event too, but at most one in a few seconds, so that a log of a long run stays readable.
+an event too, but at most one in a few seconds, so that a log of a long run stays readable. The first lines of a
+stage are held back for a moment: if it turns out that its stored result is reused, one line says so, and no other.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +28,15 @@ from neuron_port.report.records import StageRecord
 StageState = Literal["waiting", "running", "done", "skipped", "failed", "interrupted"]
 _STYLE = {"waiting": "dim", "running": "bold", "done": "green", "skipped": "dim", "failed": "bold red"}
 _PLAIN_INTERVAL_SECONDS = 5.0
+_PATIENCE_SECONDS = 1.0  # reading a stored result takes less
 
 
 @dataclass(kw_only=True)
 class StageProgress:
-    """One stage as it runs. Whoever runs it may set `detail`, which is kept in the stage's record."""
+    """One stage as it runs. Whoever runs it may set `detail`, which is kept in the stage's record.
+
+    Whoever finds the stored result still valid calls `skip`: the stage ends as skipped instead of done.
+    """
 
     name: str
     state: StageState = "waiting"
@@ -40,6 +46,11 @@ class StageProgress:
     total: int = 0
     started_seconds: float = 0.0
     seconds: float = 0.0
+    reused: bool = False
+
+    def skip(self, reason: str) -> None:
+        """Says that nothing was done, and why: the stored result is used."""
+        self.reused, self.detail = True, reason
 
 
 class LiveView:
@@ -51,6 +62,7 @@ class LiveView:
         enabled: False writes plain lines even in a terminal (--json, --quiet).
         stages: names that are known beforehand; they are shown as waiting.
         clock: seconds, for elapsed times.
+        patience_seconds: how long a stage's first lines are held back.
     """
 
     def __init__(
@@ -60,6 +72,7 @@ class LiveView:
         *,
         stages: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._console = console
         self._clock = clock
@@ -68,6 +81,7 @@ class LiveView:
         self._records: list[StageRecord] = []
         self._last_line_seconds = -float("inf")
         self._last_text = ""
+        self._lines = _PlainLines(self._plain_stream, patience_seconds)
         self._live: Live | None = None
         if enabled and console.is_terminal and not console.is_dumb_terminal:
             self._live = Live(self, console=console, refresh_per_second=8, vertical_overflow="visible")
@@ -86,23 +100,29 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leaves the last picture on the screen and gives the cursor back, also after Ctrl-C."""
+        self._lines.release()
         if self._live is not None:
             self._live.stop()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageProgress]:
-        """Runs one stage; an exception marks it as failed, Ctrl-C as interrupted, and both go on."""
+        """Runs one stage; an exception marks it as failed, Ctrl-C as interrupted, and both go on.
+
+        A stage whose `skip` was called ends as skipped, in one plain line unless it took long to find out.
+        """
         stage = self._stages.setdefault(name, StageProgress(name=name))
         stage.state, stage.started_seconds = "running", self._clock()
         self._current, self._last_line_seconds, self._last_text = stage, -float("inf"), ""
+        if self._live is None:
+            self._lines.hold()
         self._event(f"{name}: started")
         try:
             yield stage
         except BaseException as error:
             self._finish(stage, "failed" if isinstance(error, Exception) else "interrupted")
             raise
-        self._finish(stage, "done")
-        record = StageRecord(name=name, seconds=stage.seconds, reused=False, detail=stage.detail)
+        self._finish(stage, "skipped" if stage.reused else "done")
+        record = StageRecord(name=name, seconds=stage.seconds, reused=stage.reused, detail=stage.detail)
         self._records.append(record)
 
     def update(self, text: str, done: int = 0, total: int = 0) -> None:
@@ -121,9 +141,10 @@ class LiveView:
                 self._event(line)
 
     def skip(self, name: str, reason: str) -> None:
-        """Marks a stage as not run: its inputs did not change, and the stored result is used."""
+        """Marks a stage that was not even started: its inputs did not change, and the stored result is used."""
         stage = self._stages.setdefault(name, StageProgress(name=name))
-        stage.state, stage.detail = "skipped", reason
+        stage.skip(reason)
+        stage.state = "skipped"
         self._records.append(StageRecord(name=name, seconds=0.0, reused=True, detail=reason))
         self._event(f"{name}: skipped, {reason}")
 
@@ -132,6 +153,7 @@ class LiveView:
         if self._live is not None:
             self._console.print(Text(text))
         else:
+            self._lines.release()
             self._event(text)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -152,18 +174,72 @@ class LiveView:
         stage.state, stage.seconds = state, self._clock() - stage.started_seconds
         self._current = None
         detail = f", {stage.detail}" if stage.detail else ""
+        if state == "skipped":
+            self._lines.discard()
+            self._event(f"{stage.name}: skipped{detail}")
+            return
+        self._lines.release()
         self._event(f"{stage.name}: {state} after {seconds_text(stage.seconds)}{detail}")
 
     def _event(self, line: str) -> None:
         if self._live is None:
-            stream = self._plain_stream()
-            stream.write(line.replace("\n", " ") + "\n")
-            stream.flush()
+            self._lines.write(line.replace("\n", " "))
 
     def _plain_stream(self) -> TextIO:
         stream = self._console.file
         is_output = stream is sys.stdout or getattr(stream, "rich_proxied_file", None) is sys.stdout
         return sys.stderr if is_output else stream  # type: ignore[return-value]  # rich types it as IO[str]
+
+
+class _PlainLines:
+    """Writes lines at once or, while they are held, all together when released: by a timer at the latest."""
+
+    def __init__(self, stream: Callable[[], TextIO], patience_seconds: float) -> None:
+        self._stream = stream
+        self._patience_seconds = patience_seconds
+        self._lock = threading.RLock()
+        self._held: list[str] | None = None
+        self._timer: threading.Timer | None = None
+
+    def write(self, line: str) -> None:
+        with self._lock:
+            if self._held is not None:
+                self._held.append(line)
+                return
+            stream = self._stream()
+            stream.write(line + "\n")
+            stream.flush()
+
+    def hold(self) -> None:
+        """Keep what is written from now on, until `release` or `discard`, or the end of patience."""
+        with self._lock:
+            self.release()
+            self._held = []
+            self._timer = threading.Timer(self._patience_seconds, self._release_unless_newer, [self._held])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def release(self) -> None:
+        """Write what was held."""
+        with self._lock:
+            for line in self._end():
+                self.write(line)
+
+    def discard(self) -> None:
+        """Forget what was held."""
+        with self._lock:
+            self._end()
+
+    def _release_unless_newer(self, held: list[str]) -> None:
+        with self._lock:
+            if self._held is held:
+                self.release()
+
+    def _end(self) -> list[str]:
+        if self._timer is not None:
+            self._timer.cancel()
+        held, self._held, self._timer = self._held or [], None, None
+        return held
 
 
 def _row(stage: StageProgress, now: float) -> tuple[Text | ProgressBar | str, ...]:

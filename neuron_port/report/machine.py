@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+from neuron_port.report.cases import Worst, margin
 from neuron_port.report.coverage import Coverage, PlanRow
 from neuron_port.report.numbers import plain_json
 from neuron_port.report.open_questions import open_questions
-from neuron_port.report.proofs import Proof, Worst, failures, margin, proofs, verdict
+from neuron_port.report.proofs import Proof, failures, proofs, verdict
 from neuron_port.report.records import Conversion, ConversionFields
 from neuron_port.types import CaseResult, ParityReport, to_json
 
@@ -51,6 +52,8 @@ def _proof(proof: Proof) -> dict[str, Any]:
         "cases_passed": proof.cases_passed,
         "sabotage": proof.sabotage,
         "sabotage_refused": proof.sabotage_refused,
+        "measurements": proof.measurements,
+        "essentials": list(proof.essentials),
         "missing": list(proof.missing),
         "worst": None if proof.worst is None else _worst(proof.worst),
     }

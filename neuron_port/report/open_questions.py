@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from neuron_port.report.cases import split_subject
+from neuron_port.report.coverage import Coverage, PlanRow
 from neuron_port.report.numbers import share_text
-from neuron_port.report.proofs import proofs, split_subject
+from neuron_port.report.proofs import proofs
 from neuron_port.report.records import Conversion
 
+_NO_DEVICE = "No device has run this model"
+# Reservations that the records make for every kernel, graph and model, and the general one that says so for all.
+_SAID_BY = {
+    "no Neuron device has run this kernel": _NO_DEVICE,
+    "no Neuron device has run this model": _NO_DEVICE,
+    "neuronx-cc has not compiled this graph": _NO_DEVICE,
+}
+_MOST_SUBJECTS = 3
 _CHIPS = {
     "inf2": "Inferentia2 (NeuronCore-v2)",
     "trn1": "Trainium1 (NeuronCore-v2)",
@@ -30,12 +40,12 @@ def chip_text(target: str) -> str:
 
 def open_questions(conversion: Conversion) -> list[OpenQuestion]:
     """Everything that a careful reader should not conclude from this conversion, most important first."""
-    return [
+    general = [
         *_from_missing_evidence(conversion),
         *_from_tiers(conversion),
         *_from_plan(conversion),
-        *_from_reports(conversion),
     ]
+    return [*general, *_from_reports(conversion, {question.lead for question in general})]
 
 
 def _from_missing_evidence(conversion: Conversion) -> list[OpenQuestion]:
@@ -61,10 +71,10 @@ def _from_tiers(conversion: Conversion) -> list[OpenQuestion]:
     questions = []
     if "device" not in tiers:
         text = (
-            f"No {chip_text(conversion.target)} took part. That neuronx-cc accepts the graphs, how fast they "
-            "run and how the chip itself rounds are open until an instance has answered."
+            f"No {chip_text(conversion.target)} took part. Whether neuronx-cc accepts the graphs, how fast they "
+            "run and how the chip itself rounds stays open until an instance answers."
         )
-        questions.append(OpenQuestion(lead="No device has run this model", text=text))
+        questions.append(OpenQuestion(lead=_NO_DEVICE, text=text))
     if "simulator" in tiers and not tiers & {"official", "device"}:
         text = (
             "Kernels ran on neuron-port's simulator, which follows AWS's public documents. Where those are "
@@ -73,10 +83,10 @@ def _from_tiers(conversion: Conversion) -> list[OpenQuestion]:
         questions.append(OpenQuestion(lead="AWS's own simulator has not run the kernels", text=text))
     if "xla-cpu" in tiers:
         text = (
-            "Proof 2 executes the graphs on a CPU with each kernel's reference arithmetic in its place. "
-            "The kernels inside the compiled graph meet for the first time on a device."
+            "Proof 2 runs the graphs on a CPU, with each kernel's reference arithmetic in its place. Proof 3 runs "
+            "the kernels, called one by one. As one compiled program both run on a device for the first time."
         )
-        questions.append(OpenQuestion(lead="Graphs and kernels were proven apart", text=text))
+        questions.append(OpenQuestion(lead="Graphs and kernels were not run as one program", text=text))
     if chip_text(conversion.target).endswith("(NeuronCore-v2)"):
         text = (
             "AWS's documents disagree on whether NKI kernels of version 0.3 and later are supported on Inf2 "
@@ -91,38 +101,49 @@ def _from_plan(conversion: Conversion) -> list[OpenQuestion]:
     if conversion.checkpoint.random_weights:
         text = "Agreement on random weights says little about the trained model's text."
         questions.append(OpenQuestion(lead="The weights are random", text=text))
-    for cover, rows in conversion.phases:
-        for decision, lead, text in (
-            ("compiler", "Left to the compiler", "Not covered by proof 1; covered by proof 2"),
-            ("undecided", "The plan is silent", "No decision was recorded"),
-        ):
-            chosen = [row for row in rows if row.decision == decision]
-            if chosen:
-                kinds = ", ".join(dict.fromkeys(row.kind for row in chosen))
-                count = sum(row.count for row in chosen)
-                shares = (
-                    f"{share_text(sum(row.flops_share for row in chosen))} of FLOPs, "
-                    f"{share_text(sum(row.bytes_share for row in chosen))} of HBM bytes"
-                )
-                layers = "layer" if count == 1 else "layers"
-                questions.append(
-                    OpenQuestion(
-                        lead=f"{lead} ({cover.phase})", text=f"{count} {layers} ({kinds}; {shares}). {text}."
-                    )
-                )
+    for decision, lead, text in (
+        ("compiler", "Left to the compiler", "Not covered by proof 1; covered by proof 2"),
+        ("undecided", "The plan is silent", "No decision was recorded"),
+    ):
+        chosen = [
+            (cover, [row for row in rows if row.decision == decision]) for cover, rows in conversion.phases
+        ]
+        phases = [_phase_text(cover, rows) for cover, rows in chosen if rows]
+        if phases:
+            questions.append(OpenQuestion(lead=lead, text=f"{' '.join(phases)} {text}."))
     if conversion.plan.unused_parameters:
         text = f"No layer reads: {', '.join(conversion.plan.unused_parameters)}."
         questions.append(OpenQuestion(lead="Parameters that nothing uses", text=text))
     return questions
 
 
-def _from_reports(conversion: Conversion) -> list[OpenQuestion]:
-    """The reports' own reservations; equal ones are told once, with everyone who makes them."""
+def _phase_text(cover: Coverage, rows: list[PlanRow]) -> str:
+    kinds = ", ".join(dict.fromkeys(row.kind for row in rows))
+    count = sum(row.count for row in rows)
+    flops = share_text(sum(row.flops for row in rows) / cover.flops if cover.flops else 0.0)
+    moved = share_text(sum(row.hbm_bytes for row in rows) / cover.hbm_bytes if cover.hbm_bytes else 0.0)
+    layers = "layer" if count == 1 else "layers"
+    return f"In {cover.phase} {count} {layers}: {kinds} ({flops} of FLOPs, {moved} of HBM bytes)."
+
+
+def _from_reports(conversion: Conversion, said: set[str]) -> list[OpenQuestion]:
+    """The reports' own reservations, without those that were `said` for all; equal ones are told once."""
     sources: dict[str, list[str]] = {}
     for report in [*conversion.kernel_reports, *conversion.graph_reports, *conversion.model_reports]:
         for reservation in report.not_proven:
-            sources.setdefault(reservation, []).append(split_subject(report.subject).recipe)
+            if _SAID_BY.get(reservation) not in said:
+                sources.setdefault(reservation, []).append(split_subject(report.subject).recipe)
     return [
-        OpenQuestion(lead=", ".join(dict.fromkeys(subjects)), text=reservation)
+        OpenQuestion(lead=_subjects_text(list(dict.fromkeys(subjects))), text=_sentence(reservation))
         for reservation, subjects in sources.items()
     ]
+
+
+def _subjects_text(subjects: list[str]) -> str:
+    more = len(subjects) - _MOST_SUBJECTS
+    return ", ".join(subjects[:_MOST_SUBJECTS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _sentence(text: str) -> str:
+    """The text with a full stop. Its beginning stays: it may be a name."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from neuron_port.report.cases import Subject, margin, split_subject
 from neuron_port.report.numbers import limit_share_text, metric_text
-from neuron_port.report.proofs import Subject, margin, split_subject
 from neuron_port.types import CaseResult, ParityReport
 
 _LEFT_PERCENT, _RIGHT_PERCENT = 4.0, 96.0  # beyond lie "exact" and "infinite", which have no logarithm

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from neuron_port.report.cases import Worst, is_measurement, split_subject, worst_case
+from neuron_port.report.cases import Worst, by_dtype, is_measurement, split_subject, worst_case
 from neuron_port.report.essentials import graph_essentials, model_essentials
 from neuron_port.report.numbers import limit_share_text
 from neuron_port.report.records import Conversion
@@ -44,13 +44,13 @@ class Proof:
         """The counts, and the worst case, in words."""
         if self.state == "not run":
             return "No case was run."
-        if not self.cases + self.sabotage:
-            return f"{self.measurements} measurements, and no verdict."
         text = f"{self.cases_passed} of {self.cases} cases hold"
         if self.sabotage:
             text += f"; {self.sabotage_refused} of {self.sabotage} wrong results refused"
         if self.worst:
             text += f"; worst case {_distance_text(self.worst.margin.share)}"
+        if self.measurements:
+            text += f"; {self.measurements} more measured without a limit of their own"
         if self.missing:
             text += f"; {len(self.missing)} not covered"
         return text + "."
@@ -138,12 +138,13 @@ def _proof(
     verdicts = [case for case in cases if not is_measurement(case)]
     right = [case for case in verdicts if case.kind != "sabotage"]
     wrong = [case for case in cases if case.kind == "sabotage"]
+    missing += _unjudged(reports)
     state: ProofState
     if not cases:
         state = "not run"
     elif not all(case.passed for case in cases):
         state = "failed"
-    elif missing or not all(map(_has_verdict, reports)):
+    elif missing or not all(report.cases for report in reports):
         state = "incomplete"
     else:
         state = "passed"
@@ -165,8 +166,14 @@ def _proof(
     )
 
 
-def _has_verdict(report: ParityReport) -> bool:
-    return not all(map(is_measurement, report.cases))
+def _unjudged(reports: Sequence[ParityReport]) -> tuple[str, ...]:
+    """What was measured without any verdict: "prefill_b1_s64 in bfloat16 (measured, not judged)"."""
+    return tuple(
+        f"{report.subject} in {dtype} (measured, not judged)"
+        for report in reports
+        for dtype, cases in by_dtype(report.cases).items()
+        if all(map(is_measurement, cases))
+    )
 
 
 def _distance_text(share: float) -> str:

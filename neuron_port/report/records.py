@@ -46,9 +46,11 @@ class Conversion:
     Attributes:
         graphs: the layers of each phase, usually prefill and decode; `plan` decides all their signatures.
         kernel_reports: proof 1, kernel = layer. Subject: "<recipe> · <layer class> · <signature>".
-        graph_reports: proof 2, graph = model. Subject: the graph's id; one case per output.
-        model_reports: proof 3, ported model = model; one case per prompt, its texts as JSON in `detail`
-            (prompt, reference_text, ported_text, reference_tokens, ported_tokens).
+        graph_reports: proof 2, graph = model. Subject: the graph's id; cases "<prompt> · <output>" in every dtype.
+            Cases "all prompts · <output>" are verdicts over prompts whose own cases have no limits.
+        model_reports: proof 3, ported model = model. Either one case per prompt, its texts as JSON in `detail`
+            (prompt, reference_text, ported_text, reference_tokens, ported_tokens), or cases
+            "<prompt> · <output> · <phase>" with their verdicts over all prompts.
         graph_lints: by graph id. Values are shown by their form: a mapping of counts becomes a histogram, a
             list becomes findings (text, or mappings of text), anything else is listed.
         target: the chip: "inf2", "trn1" or "trn2".

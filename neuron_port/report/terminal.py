@@ -10,10 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from neuron_port.report.cases import is_pooled, margin, split_subject
 from neuron_port.report.coverage import PlanRow, plan_rows
 from neuron_port.report.numbers import (
     dtypes_text,
-    limit_share_text,
     metric_text,
     seconds_text,
     shapes_text,
@@ -21,12 +21,13 @@ from neuron_port.report.numbers import (
     specs_text,
 )
 from neuron_port.report.open_questions import chip_text, open_questions
-from neuron_port.report.proofs import Proof, failures, margin, proofs, split_subject, verdict
+from neuron_port.report.proofs import Proof, failures, proofs, verdict
 from neuron_port.report.records import Conversion, ConversionFields
 from neuron_port.types import LayerGraph, MatchPlan
 
 _DECISION_STYLE = {"recipe": "blue", "draft": "yellow", "compiler": "dim", "undecided": "bold red"}
 _MOST_FAILURES = 10
+_MOST_REUSED = 3  # names of reused stages that are spelled out
 _STATE_STYLE = {"passed": "green", "failed": "bold red", "incomplete": "yellow", "not run": "bold red"}
 
 
@@ -68,7 +69,7 @@ def summary(**fields: Unpack[ConversionFields]) -> RenderableType:
         title,
         Text(result.headline, style=_STATE_STYLE[result.state]),
         Text(""),
-        _proof_table(sides),
+        *[line for proof in sides for line in _proof_lines(proof)],
         Text(""),
         _coverage_table(conversion),
         Text(""),
@@ -99,18 +100,19 @@ def _decision_text(row: PlanRow) -> Text:
     return Text.assemble((row.decision + name, _DECISION_STYLE[row.decision]), "\n", (row.reason, "dim"))
 
 
-def _proof_table(sides: Sequence[Proof]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("proof", min_width=10, overflow="fold")
-    table.add_column("state", no_wrap=True)
-    table.add_column("sentence", ratio=1, overflow="fold")
-    for proof in sides:
-        claim = Text.assemble(f"{proof.number} {proof.claim} ", (f"[{', '.join(proof.tiers)}]", "dim"))
-        state = Text(
-            proof.state.upper() if proof.state != "passed" else "passed", style=_STATE_STYLE[proof.state]
-        )
-        table.add_row(claim, state, Text.assemble(proof.sentence, ("\n" + _worst_text(proof), "dim")))
-    return table
+def _proof_lines(proof: Proof) -> list[RenderableType]:
+    """The claim and its state on one line; below, in the full width, what was found."""
+    state = proof.state if proof.state == "passed" else proof.state.upper()
+    claim = Text.assemble(
+        f"{proof.number} {proof.claim} ",
+        (f"[{', '.join(proof.tiers)}] ", "dim"),
+        (state, _STATE_STYLE[proof.state]),
+    )
+    found = [Text(f"{essential}.") for essential in proof.essentials]
+    found.append(Text(proof.sentence, style="dim" if found else ""))
+    if worst := _worst_text(proof):
+        found.append(Text(worst, style="dim"))
+    return [claim, *[Padding(line, (0, 0, 0, 2)) for line in found]]
 
 
 def _worst_text(proof: Proof) -> str:
@@ -119,9 +121,10 @@ def _worst_text(proof: Proof) -> str:
     case, margin = proof.worst.case, proof.worst.margin
     subject = split_subject(proof.worst.subject)
     where = f"{subject.recipe} on {subject.layer_class}" if subject.layer_class else subject.recipe
+    shapes = "" if is_pooled(case) else f" {shapes_text(case.shapes)}"
     words = [
-        f"worst: {where}, {case.name}, {case.dtype} {shapes_text(case.shapes)}: {margin.metric} "
-        f"{metric_text(margin.value)} of {metric_text(margin.limit)}, share {limit_share_text(margin.share)}"
+        f"Worst: {where}, {case.name}, {case.dtype}{shapes}: {margin.metric} "
+        f"{metric_text(margin.value)} of {metric_text(margin.limit)}"
     ]
     if case.seed is not None:
         words.append(f"seed {case.seed}")
@@ -163,5 +166,6 @@ def _coverage_table(conversion: Conversion) -> Table:
 def _stages_text(conversion: Conversion) -> Text:
     seconds = sum(stage.seconds for stage in conversion.stages)
     reused = [stage.name for stage in conversion.stages if stage.reused]
+    names = ", ".join(reused) if len(reused) <= _MOST_REUSED else f"{len(reused)} of them"
     text = f"{len(conversion.stages)} stages in {seconds_text(seconds)}"
-    return Text(text + (f"; unchanged and reused: {', '.join(reused)}" if reused else ""), style="dim")
+    return Text(text + (f"; unchanged and reused: {names}" if reused else ""), style="dim")

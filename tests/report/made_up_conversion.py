@@ -423,3 +423,69 @@ def failing(report: ParityReport, index: int, **changes: Any) -> ParityReport:
     cases = list(report.cases)
     cases[index] = replace(cases[index], passed=False, **changes)
     return replace(report, cases=tuple(cases))
+
+
+def sequence_case(name: str, dtype: str, metrics: dict[str, float], limits: dict[str, float]) -> CaseResult:
+    return CaseResult(
+        name=name,
+        kind="captured",
+        tier="simulator",
+        dtype=dtype,
+        shapes=((3, 5, 64),),
+        seed=None,
+        metrics=metrics,
+        limits=limits,
+        passed=True,
+        detail="worst at layer 3 of 30",
+    )
+
+
+def sequence_graph_report(graph_id: str) -> ParityReport:
+    """Two prompts in float32 with limits; in bfloat16 without, and a verdict for each output over both."""
+    cases = []
+    for number, error in ((1, 2e-6), (2, 5e-6)):
+        for output, factor in (("logits", 1.0), ("key caches", 2.0)):
+            metrics = {"max_abs": 10 * error, "relative_max": factor * error}
+            cases.append(
+                sequence_case(f"prompt {number} · {output}", "float32", metrics, {"relative_max": 1e-4})
+            )
+            metrics = {"max_abs": 0.3, "r_ratio": 0.4 + number}
+            cases.append(sequence_case(f"prompt {number} · {output}", "bfloat16", metrics, {}))
+    for output, ratio in (("logits", 0.9), ("key caches", 1.05)):
+        cases.append(
+            sequence_case(f"all prompts · {output}", "bfloat16", {"r_ratio": ratio}, {"r_ratio": 1.81})
+        )
+    return ParityReport(
+        subject=graph_id,
+        oracle=ORACLE,
+        cases=tuple(cases),
+        not_proven=("neuronx-cc has not compiled this graph",),
+    )
+
+
+def sequence_model_report() -> ParityReport:
+    """Two teacher-forced prompts in bfloat16, measured by phase and output, and the verdicts over both."""
+    cases = []
+    for number in (1, 2):
+        for phase in ("prefill", "decode"):
+            for output in ("logits", "key caches"):
+                ratio = 2.66 if (number, phase, output) == (1, "prefill", "logits") else 0.5 + number / 4
+                name = f"prompt {number} · {output} · {phase}"
+                cases.append(sequence_case(name, "bfloat16", {"error_l2": 3.0, "r_ratio": ratio}, {}))
+    for output, ratio in (("logits", 1.12), ("key caches", 1.09)):
+        cases.append(
+            sequence_case(f"all prompts · {output}", "bfloat16", {"r_ratio": ratio}, {"r_ratio": 1.81})
+        )
+    return ParityReport(
+        subject="bfloat16 teacher-forced",
+        oracle=ORACLE,
+        cases=tuple(cases),
+        not_proven=("no Neuron device has run this model",),
+    )
+
+
+def sequences(**changes: Any) -> dict[str, Any]:
+    """The conversion with whole-prompt reports in both dtypes, as the pipeline makes them."""
+    graphs = tuple(sequence_graph_report(f"{phase}_b1_t256") for phase in ("prefill", "decode"))
+    models = (_unchanged()["model_reports"][0], sequence_model_report())
+    return conversion(graph_reports=graphs, model_reports=models, **changes)

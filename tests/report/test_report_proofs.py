@@ -6,6 +6,7 @@ import made_up_conversion as made_up
 import pytest
 
 from neuron_port.report import Conversion, json_summary
+from neuron_port.report.cases import margin, split_subject
 from neuron_port.report.numbers import (
     bytes_text,
     metric_text,
@@ -15,7 +16,7 @@ from neuron_port.report.numbers import (
     share_text,
 )
 from neuron_port.report.open_questions import chip_text, open_questions
-from neuron_port.report.proofs import margin, proofs, split_subject, verdict
+from neuron_port.report.proofs import proofs, verdict
 from neuron_port.types import CaseResult
 
 
@@ -134,7 +135,7 @@ def test_silent_plan_is_told():
     """A layer that the plan does not decide is shown as undecided instead of counted as covered."""
     plan = made_up.conversion()["plan"]
     silent = replace(plan, matches=plan.matches[1:])
-    assert "The plan is silent (prefill)" in leads(conversion(plan=silent))
+    assert "The plan is silent" in leads(conversion(plan=silent))
     found = json_summary(**made_up.conversion(plan=silent))
     assert found["phases"][0]["layer_count"]["undecided"] == 1
 

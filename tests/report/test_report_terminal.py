@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import sys
+import threading
 
 import made_up_conversion as made_up
 import pytest
@@ -41,6 +42,15 @@ def test_plan_table_fits(width):
     for words in ("LlamaRMSNorm", "gated_mlp", "71.9 %", "residual_add_draft_3", "compiler", "[1,1,49152]"):
         assert words in text
     assert text.count("agrees with") == 14
+
+
+def test_summary_uses_the_width():
+    """At 80 columns the findings of a proof stand below its claim, in lines nearly as wide as the terminal."""
+    lines = [line.rstrip() for line in printed(summary(**made_up.sequences()), 80).splitlines()]
+    start = lines.index("2 graph = model [simulator] passed")
+    assert lines[start + 1].startswith("  float32: all outputs within 1.00e-5 of transformers")
+    assert len(lines[start + 1]) > 70
+    assert "  bfloat16: R-ratio at most 1.05 over all prompts (limit 1.81)." in lines
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -127,6 +137,54 @@ def test_plain_lines_without_a_terminal():
         StageRecord(name="fetch", seconds=0.0, reused=True, detail="unchanged since 9f3c"),
         StageRecord(name="verify", seconds=7.0, reused=False, detail="3 kernels"),
     )
+
+
+def read_stages(view, clock, reused):
+    with view.stage("plan") as stage:
+        view.update("prefill", 0, 2)
+        clock.seconds += 0.02
+        if reused:
+            stage.skip("unchanged")
+
+
+@pytest.mark.parametrize(
+    ("reused", "lines"),
+    [
+        (True, ["plan: skipped, unchanged"]),
+        (False, ["plan: started", "plan: prefill (0/2)", "plan: done after 20 ms"]),
+    ],
+)
+def test_reused_stage_is_one_line(reused, lines):
+    """A stage that finds its stored result says so in one line; one that works says when it began and ended."""
+    file, clock = io.StringIO(), Clock()
+    with LiveView(Console(file=file), clock=clock) as view:
+        read_stages(view, clock, reused)
+    assert file.getvalue().splitlines() == lines
+    (record,) = view.records
+    assert (record.name, record.reused, record.detail) == ("plan", reused, "unchanged" if reused else "")
+    assert record.seconds == pytest.approx(0.02)
+
+
+def test_long_stage_is_told_while_it_runs():
+    """Lines are held back for a moment only: a stage that goes on is seen before it ends."""
+    written = threading.Event()
+
+    class File(io.StringIO):
+        def flush(self):
+            written.set()
+
+    file = File()
+    with LiveView(Console(file=file), patience_seconds=0.0) as view, view.stage("plan"):
+        assert written.wait(30)
+        assert file.getvalue() == "plan: started\n"
+
+
+def test_reused_stage_is_drawn_as_skipped():
+    """The drawn view shows a reused stage as skipped with its reason, and no time beside it."""
+    clock = Clock()
+    view = LiveView(Console(file=io.StringIO()), clock=clock)
+    read_stages(view, clock, reused=True)
+    assert printed(view, 80).split() == ["plan", "skipped", "unchanged"]
 
 
 def test_disabled_view_keeps_standard_output_clean(capsys):

@@ -1,0 +1,87 @@
+"""What can be refused before the long work: a place that cannot be written, prompts that the graphs cannot hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from neuron_port.build.finishing.files import MANIFEST
+from neuron_port.errors import CheckpointError, UsageError
+from neuron_port.pipeline.workbench import Workbench
+
+
+def check_output(output: Path) -> None:
+    """Raise UsageError unless a bundle can be written at `output`; its parent folders are made on the way."""
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        kind = "a link" if output.is_symlink() else "a file"
+        raise UsageError(f"`{output}` is {kind}, not a neuron bundle", hint="Choose another --output.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
+            raise UsageError(
+                f"`{output}` is not empty and no neuron bundle: it is not replaced",
+                hint="Choose another --output, or remove it yourself.",
+            )
+    except OSError as error:  # a file in the way, no permission, a read-only file system
+        raise UsageError(
+            f"No bundle can be written at `{output}`: {error.strerror}", hint="Choose another --output."
+        ) from error
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"No bundle can be written at `{output}`: Permission denied", hint="Choose another --output."
+        )
+
+
+def check_positions(work: Workbench) -> None:
+    """Raise UsageError if the graphs have places for more tokens than the model has positions.
+
+    A table of learned positions ends there, and rotary positions beyond it were never trained.
+    """
+    known = getattr(work.config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and work.options.cache_length > known:
+        buckets = "" if max(work.options.buckets) <= known else f" and --buckets of at most {known}"
+        raise UsageError(
+            f"The cache of {work.options.cache_length} slots is longer than the model's {known} positions",
+            hint=f"Use --cache-length {known}{buckets}.",
+        )
+
+
+def check_prompts(work: Workbench) -> None:
+    """Raise unless every prompt of the proof, with what is generated after it, fits the graphs and the vocabulary.
+
+    Raises:
+        UsageError: a prompt without tokens, longer than the largest bucket, or longer than the cache with its answer.
+        CheckpointError: the tokenizer makes ids that the model does not have.
+    """
+    options = work.options
+    vocabulary = work.config.get_text_config().vocab_size
+    largest = max(options.buckets)
+    for number, prompt in enumerate(options.prompts):
+        ids = work.prompt_ids(prompt, number)
+        if not ids:
+            raise UsageError(
+                f"Prompt {number + 1}, `{prompt.text}`, has no tokens", hint="Give each --prompt a text."
+            )
+        if len(ids) > largest:
+            raise UsageError(
+                f"Prompt {number + 1} has {len(ids)} tokens, the largest bucket holds {largest}",
+                hint=f"Use --buckets {len(ids)} or larger, or shorter texts for --prompt.",
+            )
+        if max(ids) >= vocabulary:
+            raise CheckpointError(
+                f"The tokenizer gives token {max(ids)}, but the model's vocabulary has {vocabulary}",
+                hint="Tokenizer and model do not belong together: fetch both from the same place.",
+            )
+        slots = len(ids) + options.new_tokens - 1  # the last token is chosen and never fed back
+        if slots > options.cache_length:
+            raise UsageError(
+                f"Prompt {number + 1} ({len(ids)} tokens) and {options.new_tokens} new tokens need {slots} cache "
+                f"slots, there are {options.cache_length}",
+                hint=_cure(len(ids), slots, options.cache_length),
+            )
+
+
+def _cure(prompt_length: int, slots: int, cache_length: int) -> str:
+    most = cache_length - prompt_length + 1
+    fewer = f", or --new-tokens {most}" if most >= 2 else ""
+    return f"Use --cache-length {slots} or larger{fewer}."
