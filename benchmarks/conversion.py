@@ -192,8 +192,9 @@ def main() -> None:
     if len(counts) < 2:
         parser.error("--layers needs two different numbers")
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}; medians of {arguments.repeats}\n"
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"medians of {arguments.repeats}\n"
     )
     with tempfile.TemporaryDirectory(prefix="neuron-port-benchmark-") as name:
         place = Path(name)

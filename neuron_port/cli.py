@@ -20,8 +20,10 @@ from neuron_port.errors import NeuronPortError
 
 INTERRUPTED = 130
 
-# The heavy packages announce themselves on stderr unless told not to before they are imported.
-QUIET = {
+# Read by the heavy packages when they are imported. They announce themselves on stderr unless told not to; and threads
+# that wait for work by spinning make torch five times slower on a machine that has other work too (docs/log.md).
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -30,7 +32,7 @@ QUIET = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code: every failure that a user can fix is one sentence."""
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")  # of the libraries that we call; our own findings are part of the report
     try:

@@ -24,7 +24,9 @@ from neuron_port.walk.cutpoints import Call, dtype_name, flatten_tensors
 from neuron_port.walk.walker import Capture
 
 ReadWeight = Callable[[str], torch.Tensor]  # checkpoint tensor name -> float32 tensor
-MOVED_SEEDS = (1,)
+# How often the inputs are moved to see the legal noise. A small layer has few outputs, so that one draw says little
+# (with two, 2 of 100 honest attention draws were refused); a large one has many, and each draw costs seconds.
+MOVES, MOVES_OF_LARGE_LAYER, LARGE_LAYER_FLOPS = 6, 1, 2_000_000_000
 
 
 def verify_layer(
@@ -79,8 +81,9 @@ def _all_answers(
     exact = torch.float64 if dtype is torch.float32 else torch.float32
     module = subject.module(exact, dtype)
     truths = [subject.run(module, problem, exact, dtype) for problem in wanted]
+    moves = MOVES if subject.layer.flops < LARGE_LAYER_FLOPS else MOVES_OF_LARGE_LAYER
     moved = [
-        [subject.run(module, moved_problem(problem, dtype, seed), exact, exact) for seed in MOVED_SEEDS]
+        [subject.run(module, moved_problem(problem, dtype, seed), exact, exact) for seed in range(moves)]
         for problem in wanted
     ]
     module = subject.module(dtype, dtype)

@@ -204,7 +204,10 @@ class _Proofs:
         report_file = self._failed_report
         self._write_report(report_file)
         worst = failed[0].worst
-        where = f"case `{worst.name}` ({worst.dtype}): {worst.detail}" if worst else "no case was run"
+        where = "no case was run"
+        if worst is not None:
+            sentence = worst.detail.partition("\n")[0]  # the simulator's own hint is in the report
+            where = f"case `{worst.name}` ({worst.dtype}): {sentence}"
         raise ParityError(
             f"Parity failed for {len(failed)} of the {what}, first {failed[0].subject}, {where}",
             hint=f"See {report_file}. A recipe can be left to the compiler with --compiler NAME.",

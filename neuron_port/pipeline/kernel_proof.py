@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from neuron_port.errors import RecipeError
 from neuron_port.parity.kernel import verify_layer
 from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name, recipe_digest
+from neuron_port.registry import RegisteredRecipe
 from neuron_port.store import write_json
 from neuron_port.types import Layer, Match, ParityReport, digest, from_json, to_json
 from neuron_port.walk.step import Phase
@@ -64,17 +68,18 @@ class KernelProof:
 
         def write(folder: Path) -> None:
             walk = work.walks(work.dtype)[walk_number]
-            report = verify_layer(
-                layer,
-                walk.calls[match.signature],
-                match,
-                found,
-                read_weight=lambda name: work.reader.get(name, torch.float32),
-                target=work.options.target,
-                dtypes=work.proof_dtypes,
-                oracle=oracle_name(),
-                capture=self._capture(walk, layer),
-            )
+            with _python_errors_named(found):
+                report = verify_layer(
+                    layer,
+                    walk.calls[match.signature],
+                    match,
+                    found,
+                    read_weight=lambda name: work.reader.get(name, torch.float32),
+                    target=work.options.target,
+                    dtypes=work.proof_dtypes,
+                    oracle=oracle_name(),
+                    capture=self._capture(walk, layer),
+                )
             write_json(folder / "report.json", to_json(report))
 
         _, reused = work.store.build(STAGE, key, write)
@@ -94,3 +99,23 @@ class KernelProof:
                 cache_length=self.work.options.cache_length,
             )
         return self._captures.get((walk.graph.phase, layer.name))
+
+
+@contextmanager
+def _python_errors_named(found: RegisteredRecipe) -> Iterator[None]:
+    """Turn a Python error inside the recipe's kernel into one line that names file and line, as for its other files."""
+    try:
+        yield
+    except Exception as error:
+        kernel_file = f"{found.name}/kernel.py"  # the name under which the simulator runs it
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == kernel_file
+        ]
+        if isinstance(error, SyntaxError) and error.filename == kernel_file:
+            lines.append(error.lineno)
+        if not lines:
+            raise
+        place = f"{found.folder / 'kernel.py'}:{lines[-1]}"
+        raise RecipeError(f"{place}: {type(error).__name__}: {error}") from error

@@ -81,7 +81,7 @@ def test_the_second_run_does_nothing_again(
     assert again.skipped() == set(stages) - PROVEN_HERE
     assert len(again.skipped()) == 8
     assert contents(tmp_path / "again") == contents(bundle)
-    assert not partial_folders(home, tmp_path)
+    assert not partial_folders(tmp_path)
 
 
 def test_a_changed_option_is_not_answered_from_the_store(

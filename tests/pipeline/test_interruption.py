@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from neuron_port.build.manifest import verify_files
-from neuron_port.store import MARKER, PARTIAL_SUFFIX
+from neuron_port.store import MARKER, PARTIAL_SUFFIX, Store
 from tests.pipeline.command import (
     SIZES,
     contents,
@@ -28,51 +28,65 @@ from tests.pipeline.command import (
     run,
 )
 
-STAGES = (
-    "checkpoint", "plan", "kernels = layers (simulator)", "lower to HLO", "transformers reference",
-    "graphs = model, float32 (xla-cpu)", "ported model = model, float32 (simulator)", "bundle",
-)  # fmt: skip
-MIDDLE_SECONDS = 0.3  # into a stage of a second or more
+# What is interrupted: the store's stage, which of its results, and the name of the stage that the user sees.
+MOMENTS = (
+    ("plan", 1, "plan"),
+    ("kernel-proof", 3, "kernels = layers (simulator)"),
+    ("graphs", 2, "lower to HLO"),
+    ("oracle", 2, "transformers reference"),
+    ("graph-proof", 2, "graphs = model, float32 (xla-cpu)"),
+    ("model-proof", 1, "ported model = model, float32 (simulator)"),
+)
+STAGES = tuple(name for _, _, name in MOMENTS)
 
 
-class CtrlC(io.StringIO):
-    """Standard error that sends Ctrl-C to this process when a stage starts, or a moment into it."""
+def interrupt_at(patch: pytest.MonkeyPatch, stage: str, which: int) -> None:
+    """Send Ctrl-C to this process when the files of that result are written but not yet sealed."""
+    build, count = Store.build, 0
 
-    def __init__(self, stage: str) -> None:
-        super().__init__()
-        self._line = f"{stage}: started\n"
-        self._middle = stage in ("kernels = layers (simulator)", "lower to HLO")
-        self.sent = False
+    def build_and_interrupt(
+        self: Store, name: str, key: str, write: Callable[[Path], None], **options: Any
+    ) -> tuple[Path, bool]:
+        nonlocal count
+        count += name == stage
+        if name != stage or count != which:
+            return build(self, name, key, write, **options)
 
-    def write(self, text: str) -> int:
-        written = super().write(text)
-        if text == self._line and not self.sent:
-            self.sent = True
-            if self._middle:
-                threading.Timer(MIDDLE_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
-            else:
-                signal.raise_signal(signal.SIGINT)
-        return written
+        def write_and_interrupt(folder: Path) -> None:
+            write(folder)
+            signal.raise_signal(signal.SIGINT)
+
+        return build(self, name, key, write_and_interrupt, **options)
+
+    patch.setattr(Store, "build", build_and_interrupt)
 
 
 def test_ctrl_c_in_every_stage_loses_only_that_stage(
     small_llama: Path, float32_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted at each stage in turn, a conversion goes on every time and ends as if nothing had happened."""
+    """Interrupted in each stage in turn, a conversion goes on every time and ends as if nothing had happened."""
     store, output = tmp_path / "store", tmp_path / "b"
     monkeypatch.setenv("NEURON_PORT_HOME", str(store))
     command = ("convert", small_llama, *SIZES, "--dtype", "float32", "--output", output)
-    for number, stage in enumerate(STAGES):
-        view = CtrlC(stage)
-        stopped = run(*command, stderr=view)
-        assert view.sent, stage
+    for number, (stage, which, name) in enumerate(MOMENTS):
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at(patch, stage, which)
+            stopped = run(*command)
         assert "Interrupted. Finished stages are kept" in failed(stopped, 130)
-        assert stopped.skipped() == set(STAGES[1:number])
+        assert f"{name}: interrupted" in stopped.stderr
+        assert stopped.skipped() == set(STAGES[: max(0, number - 1)])  # the last one was interrupted itself
+        assert len(list(store.glob(f"{stage}/*/{MARKER}"))) == which - 1
         assert not partial_folders(store, tmp_path)
-        assert not output.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "neuron_port.pipeline.convert.write_html", lambda *_, **__: signal.raise_signal(signal.SIGINT)
+        )
+        failed(run(*command), 130)
+    assert not partial_folders(store, tmp_path)
+    assert not output.exists()
     finished = run(*command)
     assert finished.code == 0, finished.stderr
-    assert finished.skipped() == set(STAGES[1:-1])
+    assert finished.skipped() == set(STAGES)
     assert contents(output) == contents(float32_bundle)
 
 
@@ -119,10 +133,10 @@ def test_a_killed_process_leaves_nothing_in_the_way(
     kept = verified_kernels(store)
     monkeypatch.setenv("NEURON_PORT_HOME", str(store))
     leftover = (
-        store / "kernel-proof" / f"0123456789abcdef{PARTIAL_SUFFIX}"
+        store / "model-proof" / f"0123456789abcdef{PARTIAL_SUFFIX}"
     )  # as a kill in the middle leaves it
     leftover.mkdir(parents=True)
-    (leftover / "report.json").write_text("{")
+    (leftover / "cases.json").write_text("{")
     finished = convert(small_llama, output, "--dtype", "float32")
     assert finished.code == 0, finished.stderr
     assert kept <= verified_kernels(store)
@@ -184,12 +198,17 @@ def test_a_full_disk_under_the_bundle_keeps_the_bundle_that_was_there(
 
 
 def test_a_damaged_result_is_made_again(
-    home: Path, small_llama: Path, float32_bundle: Path, tmp_path: Path
+    home: Path,
+    small_llama: Path,
+    float32_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stored graph that lost its end is not taken: the stage runs again and the bundle is right."""
-    graphs = [file for file in home.glob("graphs/*/graph.hlo.pb")]
     shipped = {entry["hlo_sha256"] for entry in manifest(float32_bundle)["graphs"]}
-    for file in graphs:
+    store = shutil.copytree(home, tmp_path / "store")
+    monkeypatch.setenv("NEURON_PORT_HOME", str(store))
+    for file in store.glob("graphs/*/graph.hlo.pb"):
         file.write_bytes(file.read_bytes()[:-1])
     finished = convert(small_llama, tmp_path / "b", "--dtype", "float32")
     assert finished.code == 0, finished.stderr
