@@ -15,8 +15,8 @@ import torch
 
 from neuron_port.execution import SimulatedOperator, simulated_operator
 from neuron_port.match.probe import bound_weights, materialize
-from neuron_port.parity.comparison import Comparison, compare, is_telling, sabotages
-from neuron_port.parity.problems import Problem, moved_problem, problems
+from neuron_port.parity.comparison import Comparison, compare, is_telling, sabotages, shifted
+from neuron_port.parity.problems import Problem, neighbour, problems
 from neuron_port.registry import RegisteredRecipe
 from neuron_port.simulator import SimulatorError
 from neuron_port.types import CaseResult, Layer, Match, ParityReport
@@ -24,9 +24,9 @@ from neuron_port.walk.cutpoints import Call, dtype_name, flatten_tensors
 from neuron_port.walk.walker import Capture
 
 ReadWeight = Callable[[str], torch.Tensor]  # checkpoint tensor name -> float32 tensor
-# How often the inputs are moved to see the legal noise. A small layer has few outputs, so that one draw says little
-# (with two, 2 of 100 honest attention draws were refused); a large one has many, and each draw costs seconds.
-MOVES, MOVES_OF_LARGE_LAYER, LARGE_LAYER_FLOPS = 6, 1, 2_000_000_000
+# On how many neighbouring inputs the layer's own rounding is looked at. A small layer has few outputs, so that one
+# forward says little (of 100 honest attention draws 2 were refused); a large one has many, and each costs seconds.
+NEIGHBOURS, NEIGHBOURS_OF_LARGE_LAYER, LARGE_LAYER_FLOPS = 6, 1, 2_000_000_000
 
 
 def verify_layer(
@@ -65,7 +65,7 @@ class _Answers:
 
     problem: Problem
     truths: list[torch.Tensor]
-    moved: list[list[torch.Tensor]]
+    alternatives: list[list[torch.Tensor]]
     baselines: list[torch.Tensor]
     outputs: list[torch.Tensor] | str
 
@@ -79,24 +79,29 @@ def _all_answers(
     8-billion-parameter model is 4 GiB in float64.
     """
     exact = torch.float64 if dtype is torch.float32 else torch.float32
+    count = NEIGHBOURS if subject.layer.flops < LARGE_LAYER_FLOPS else NEIGHBOURS_OF_LARGE_LAYER
+    nearby = [[neighbour(problem, dtype, seed) for seed in range(count)] for problem in wanted]
     module = subject.module(exact, dtype)
     truths = [subject.run(module, problem, exact, dtype) for problem in wanted]
-    moves = MOVES if subject.layer.flops < LARGE_LAYER_FLOPS else MOVES_OF_LARGE_LAYER
-    moved = [
-        [subject.run(module, moved_problem(problem, dtype, seed), exact, exact) for seed in range(moves)]
-        for problem in wanted
-    ]
+    truths_nearby = [[subject.run(module, near, exact, dtype) for near in group] for group in nearby]
     module = subject.module(dtype, dtype)
     baselines = [subject.run(module, problem, dtype, dtype) for problem in wanted]
+    baselines_nearby = [[subject.run(module, near, dtype, dtype) for near in group] for group in nearby]
     weights = {
         role: tensor.contiguous() for role, tensor in bound_weights(module, subject.match.weights).items()
     }
     del module
     operator.share_weights(weights.values())
-    outputs = [subject.run_kernel(operator, weights, problem, dtype) for problem in wanted]
     return [
         _Answers(
-            problem=problem, truths=truths[n], moved=moved[n], baselines=baselines[n], outputs=outputs[n]
+            problem=problem,
+            truths=truths[n],
+            alternatives=[
+                shifted(truths[n], truth, baseline)
+                for truth, baseline in zip(truths_nearby[n], baselines_nearby[n], strict=True)
+            ],
+            baselines=baselines[n],
+            outputs=subject.run_kernel(operator, weights, problem, dtype),
         )
         for n, problem in enumerate(wanted)
     ]
@@ -169,7 +174,7 @@ def _judge(subject: _Subject, answers: _Answers, dtype: torch.dtype) -> Iterator
     for number, (truth, baseline) in enumerate(zip(answers.truths, answers.baselines, strict=True)):
         name = f"{problem.name} · output {number}" if len(answers.truths) > 1 else problem.name
         options: dict[str, Any] = {
-            "alternatives": [answer[number] for answer in answers.moved],
+            "alternatives": [answer[number] for answer in answers.alternatives],
             "reduction_length": _reduction_length(subject),
             "r_ratio_limit": subject.recipe.tolerance.r_ratio,
         }

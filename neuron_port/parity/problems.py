@@ -109,14 +109,13 @@ def _restyle(value: Any, style: str) -> Any:
     return value
 
 
-def moved_problem(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
-    """The same inputs, each moved by up to half a unit in the last place of `dtype`; in float64."""
+def neighbour(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
+    """The same problem with every value moved by up to two units in the last place of `dtype`, and exact in it."""
     generator = torch.Generator().manual_seed(seed)
 
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            nudge = torch.rand(value.shape, generator=generator, dtype=torch.float64) - 0.5
-            return value.to(dtype).double() * (1 + nudge * EPSILON[dtype])
+            return nudged(value.to(dtype), generator)
         if isinstance(value, dict):
             return {key: move(item) for key, item in value.items()}
         if isinstance(value, (tuple, list)):
@@ -124,3 +123,9 @@ def moved_problem(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
         return value
 
     return replace(problem, args=move(problem.args), kwargs=move(dict(problem.kwargs)))
+
+
+def nudged(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """`tensor` with every value moved at random by up to two units in the last place of its dtype."""
+    step = 4 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 2
+    return (tensor.double() * (1 + step * EPSILON[tensor.dtype])).to(tensor.dtype)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuron_port.parity.comparison import EPSILON, Comparison, compare, is_telling, sabotages
+from neuron_port.parity.comparison import Comparison, compare, is_telling, sabotages, shifted
+from neuron_port.parity.problems import nudged
 from neuron_port.recipe import Case, Recipe
 
 Operator = Callable[..., Any]
+NEIGHBOURS = 4  # inputs near those of a case, on which the reference shows what its rounding does
 
 
 class Draw:
@@ -52,11 +54,16 @@ def run_case(
     exact = torch.float64 if dtype is torch.float32 else torch.float32
     with torch.no_grad():
         truths = _outputs(reference(*(_cast(tensor, exact) for tensor in inputs), **case.attributes))
-        moved = [
-            _outputs(reference(*_moved(inputs, dtype, exact, seed), **case.attributes)) for seed in (1, 2)
-        ]
         baselines = _outputs(reference(*inputs, **case.attributes))
         outputs = _outputs(operator(*inputs, **case.attributes))
+        alternatives = []
+        for seed in range(NEIGHBOURS):
+            nearby = _neighbours(inputs, seed)
+            exact_nearby = _outputs(
+                reference(*(_cast(tensor, exact) for tensor in nearby), **case.attributes)
+            )
+            own_nearby = _outputs(reference(*nearby, **case.attributes))
+            alternatives.append(shifted(truths, exact_nearby, own_nearby))
     options: dict[str, Any] = {
         "reduction_length": case.sizes.get(recipe.tolerance.reduction_length or "", 1),
         "r_ratio_limit": recipe.tolerance.r_ratio,
@@ -64,7 +71,7 @@ def run_case(
     comparisons: list[Comparison] = []
     refused: dict[str, Comparison] = {}
     for number, (output, truth, baseline) in enumerate(zip(outputs, truths, baselines, strict=True)):
-        options["alternatives"] = [answers[number] for answers in moved]
+        options["alternatives"] = [answers[number] for answers in alternatives]
         comparisons.append(compare(output, truth, baseline, **options))
         for name, wrong in sabotages(baseline, inputs).items():
             judged = compare(wrong, truth, baseline, **options)
@@ -77,19 +84,10 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _moved(
-    inputs: tuple[torch.Tensor, ...], dtype: torch.dtype, exact: torch.dtype, seed: int
-) -> tuple[torch.Tensor, ...]:
-    """The inputs in `exact`, each value moved by up to half a unit in the last place of `dtype`."""
+def _neighbours(inputs: tuple[torch.Tensor, ...], seed: int) -> tuple[torch.Tensor, ...]:
+    """The inputs with every value moved by up to two units in its last place."""
     generator = torch.Generator().manual_seed(seed)
-
-    def move(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        nudge = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
-        return (tensor.double() * (1 + nudge * EPSILON[dtype])).to(exact)
-
-    return tuple(move(tensor) for tensor in inputs)
+    return tuple(nudged(tensor, generator) if tensor.is_floating_point() else tensor for tensor in inputs)
 
 
 def _outputs(result: Any) -> tuple[torch.Tensor, ...]:
