@@ -161,7 +161,7 @@ def _live_view(as_json: bool, quiet: bool) -> Any:
 
     from neuron_port.report import LiveView
 
-    return LiveView(Console(stderr=True), enabled=not (as_json or quiet))
+    return LiveView(Console(stderr=True, quiet=quiet), enabled=not (as_json or quiet))
 
 
 def _show(conversion: Any, as_json: bool) -> None:

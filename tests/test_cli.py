@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from neuron_port.cli import main
 from tests.pipeline.command import SIZES, failed, run
 
 PLAN_SIZES = ("--buckets", "16", "--cache-length", "32")
@@ -280,3 +281,24 @@ def test_a_place_that_is_taken_is_refused_at_once(
     assert f"`{place}`" in said
     assert (tmp_path / "foreign" / "thesis.txt").read_text() == "years of work"
     nothing_was_done(store_folder)
+
+
+def test_quiet_says_nothing_but_the_result(config_only_folder, store_folder, capfd):
+    """With --quiet standard error stays empty; the table is on standard output."""
+    with pytest.raises(SystemExit) as left:
+        main(
+            [
+                "plan",
+                str(config_only_folder),
+                "--random-weights",
+                "--quiet",
+                "--cache-length",
+                "64",
+                "--buckets",
+                "16",
+            ]
+        )
+    told = capfd.readouterr()
+    assert left.value.code == 0
+    assert told.err == ""
+    assert "LlamaMLP" in told.out

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_port.errors import CheckpointError, UsageError
+from neuron_port.registry import data_folder
 
 # Keys that [source] must have, per kind. "config" has no weights: it can only be built with random ones.
 SOURCE_KEYS = {
@@ -46,9 +47,7 @@ class Preset:
 
 def preset_folder() -> Path:
     """`models/`: inside the package when installed, beside it in a source checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "_models"
-    return installed if installed.is_dir() else package.parent / "models"
+    return data_folder("models")
 
 
 def list_presets(folder: Path | None = None) -> tuple[Preset, ...]:

@@ -182,7 +182,7 @@ class LiveView:
         self._event(f"{stage.name}: {state} after {seconds_text(stage.seconds)}{detail}")
 
     def _event(self, line: str) -> None:
-        if self._live is None:
+        if self._live is None and not self._console.quiet:
             self._lines.write(line.replace("\n", " "))
 
     def _plain_stream(self) -> TextIO:
