@@ -142,6 +142,8 @@ class _Decider:
             return f"{recipe.name} was excluded by the user"
         if self.generation not in recipe.generations:
             return f"{recipe.name} has no kernel for {self.generation}"
+        if len(dtypes) > 1:  # transformers promotes silently, and differently from model to model
+            return f"{recipe.name} takes one dtype, these inputs are {' and '.join(sorted(dtypes))}"
         if not dtypes <= set(recipe.dtypes):
             return f"{recipe.name} has no kernel for {', '.join(sorted(dtypes))}"
         return None

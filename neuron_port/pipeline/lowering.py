@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from neuron_port.errors import LoweringError, NeuronPortError
 from neuron_port.lower import KernelCall, decompose, emit, inline_references, lint
 from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.workbench import Workbench, code_digest
@@ -44,16 +45,26 @@ def export_one(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtyp
 
 def _export(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype) -> ExportedGraph:
     register(work.registry)
-    return export_graph(
-        work.skeleton(dtype),
-        plan.matches.by_layer(graph),
-        work.registry,
-        graph.phase,
-        canonical=work.reader.canonical,
-        batch=work.options.batch,
-        sequence_length=graph.sequence_length,
-        cache_length=work.options.cache_length,
-    )
+    try:
+        return export_graph(
+            work.skeleton(dtype),
+            plan.matches.by_layer(graph),
+            work.registry,
+            graph.phase,
+            canonical=work.reader.canonical,
+            batch=work.options.batch,
+            sequence_length=graph.sequence_length,
+            cache_length=work.options.cache_length,
+        )
+    except NeuronPortError:
+        raise
+    except Exception as error:  # torch.export raises whatever the model's own code does under it
+        reason = " ".join(str(error).split()[:30])
+        step = f"The {graph.phase} step of `{work.checkpoint.architecture}`"
+        raise LoweringError(
+            f"{step} cannot be exported in {dtype_name(dtype)}: {reason}",
+            hint="Excluding a recipe with --compiler NAME may help; otherwise its code is not exportable yet.",
+        ) from error
 
 
 def lower_all(

@@ -1,4 +1,4 @@
-"""Root mean square normalisation with a gain, as in Llama: normalise in float32, round, multiply by gamma.
+"""Root mean square normalisation with a gain, as in Llama: normalise and multiply by gamma, in float32.
 
 Matches modules whose only parameter is a 1-D `weight` as long as the last axis of their input, and which
 carry an epsilon. Variants (gain 1 + w, gain in float32) pass this hint; the numeric probe refuses them.
@@ -50,7 +50,7 @@ def flops(*shapes: tuple[int, ...]) -> int:
 EPS = {"eps": 1e-5}
 RECIPE = Recipe(
     name="rms_norm",
-    summary="Root mean square normalisation with a gain (Llama's casts).",
+    summary="Root mean square normalisation with a gain.",
     schema="(Tensor x, Tensor gamma, float eps) -> Tensor",
     operation="module",
     bind=bind,

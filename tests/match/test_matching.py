@@ -109,3 +109,15 @@ def test_the_probe_does_not_touch_the_model(registry):
     decide(copy.copy(model), registry)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert set(vars(model.model.layers[0].mlp)) == keys
+
+
+def test_inputs_of_two_dtypes_go_to_the_compiler(registry):
+    """OLMo2 keeps its rotary tables in float32: with bfloat16 queries the rope kernel is not offered."""
+    from transformers import Olmo2Config
+
+    values = {key: value for key, value in TINY_LLAMA.items() if key not in ("architectures", "model_type")}
+    model = build_skeleton(Olmo2Config(**values), torch.bfloat16)
+    _, by_layer = decide(model, registry)
+    refused = by_layer["model.layers.0.self_attn#rope"]
+    assert refused.decision == "compiler"
+    assert "one dtype" in refused.reason
