@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from neuron_port.registry import RegisteredRecipe
-from neuron_port.simulator import HbmArray, KernelRun, load_kernel_source, run_kernel, to_hbm
+from neuron_port.simulator import HbmArray, load_kernel_source, run_kernel, to_hbm
 from neuron_port.types import Kernel
 
 Operator = Callable[..., Any]
@@ -50,8 +50,7 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
 class SimulatedOperator:
     """A recipe's kernel on the simulator, called like its reference.
 
-    `observe` receives each finished run: FLOPs, traffic and peaks for the report. Weights named by `share_weights`
-    are brought into the simulator's form once, not once per call.
+    Weights named by `share_weights` are brought into the simulator's form once, not once per call.
     """
 
     def __init__(
@@ -60,13 +59,11 @@ class SimulatedOperator:
         tensor_arguments: tuple[str, ...],
         attribute_arguments: tuple[str, ...],
         target: str,
-        observe: Callable[[KernelRun], None] = lambda run: None,
     ) -> None:
         self.kernel = kernel
         self.tensor_arguments = tensor_arguments
         self.attribute_arguments = attribute_arguments
         self.target = target
-        self.observe = observe
         self._function = load_kernel_source(kernel.source, kernel.entry_point, f"{kernel.name}/kernel.py")
         self._weight_ids: set[int] = set()
         self._held: dict[int, HbmArray] = {}
@@ -79,7 +76,6 @@ class SimulatedOperator:
         options = {name: values[name] for name in self.attribute_arguments if name in values}
         with _blas().limit(limits=1, user_api="blas"):
             run = run_kernel(self._function, *tensors, target=self.target, **options)
-        self.observe(run)
         results = tuple(to_torch(output) for output in run.outputs)
         return results[0] if len(results) == 1 else results
 
@@ -95,10 +91,7 @@ class SimulatedOperator:
         return self._held[id(tensor)]
 
 
-def simulated_operator(
-    found: RegisteredRecipe, target: str, observe: Callable[[KernelRun], None] = lambda run: None
-) -> SimulatedOperator:
+def simulated_operator(found: RegisteredRecipe, target: str) -> SimulatedOperator:
+    """The recipe's kernel, ready to be called, under the rules of `target`."""
     recipe = found.recipe
-    return SimulatedOperator(
-        found.kernel, recipe.tensor_arguments, recipe.attribute_arguments, target, observe
-    )
+    return SimulatedOperator(found.kernel, recipe.tensor_arguments, recipe.attribute_arguments, target)

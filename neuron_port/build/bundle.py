@@ -89,30 +89,13 @@ def write_bundle(
         _write_build(folder / "build", [graph.spec for graph in graphs], checkpoint, target, dtype)
         for name, write_page in (pages or {}).items():
             write_page(folder / name)
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "state": "portable",
-            "tool": tool_entry(),
-            "model": model_entry(
+        manifest = _manifest(
+            plan, kernel_entries, target,
+            model=model_entry(
                 checkpoint, source=source, dtype=dtype, config_sha256=sha256_of(folder / "config.json")
             ),
-            "target": {
-                "chip": target, "lnc": LOGICAL_CORE_SIZE[target], "tp": 1,
-                "instance_types": list(INSTANCE_TYPES[target]),
-            },
-            "graphs": graph_entries,
-            "mapping": mapping_entries(plan, kernel_entries),
-            "kernels": kernel_entries,
-            "weights": weights_entry,
-            "parity": parity_entry,
-            "build": {"target": None, "compiler": None, "targets": {}},
-            "requires": {
-                "neuronx-cc": f">={_dotted(MINIMUM_COMPILER)}",
-                "nki": f">={_dotted(MINIMUM_NKI)}" if kernel_entries and target == "trn2" else None,
-                "runtime": "nrtpy>=2.34",
-            },
-            "provenance": provenance(stages),
-        }  # fmt: skip
+            graphs=graph_entries, weights=weights_entry, parity=parity_entry, provenance=provenance(stages),
+        )  # fmt: skip
         placed = {} if weights == "reference" else {f"weights/{entry['name']}": entry["sha256"]
                                                     for entry in weights_entry["files"]}  # fmt: skip
         manifest["files"] = file_hashes(folder, placed)
@@ -120,6 +103,34 @@ def write_bundle(
         write_json(folder / MANIFEST, manifest)
         keep_neffs(destination, folder)
     return Artifact(folder=destination, manifest=manifest)
+
+
+def _manifest(
+    plan: MatchPlan, kernel_entries: list[dict[str, Any]], target: str, **entries: Any
+) -> dict[str, Any]:
+    """The manifest of a portable bundle, all but the digests of its files."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "state": "portable",
+        "tool": tool_entry(),
+        "model": entries["model"],
+        "target": {
+            "chip": target, "lnc": LOGICAL_CORE_SIZE[target], "tp": 1,
+            "instance_types": list(INSTANCE_TYPES[target]),
+        },
+        "graphs": entries["graphs"],
+        "mapping": mapping_entries(plan, kernel_entries),
+        "kernels": kernel_entries,
+        "weights": entries["weights"],
+        "parity": entries["parity"],
+        "build": {"target": None, "compiler": None, "targets": {}},
+        "requires": {
+            "neuronx-cc": f">={_dotted(MINIMUM_COMPILER)}",
+            "nki": f">={_dotted(MINIMUM_NKI)}" if kernel_entries and target == "trn2" else None,
+            "runtime": "nrtpy>=2.34",
+        },
+        "provenance": entries["provenance"],
+    }  # fmt: skip
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from neuron_port.errors import NeuronPortError
+from neuron_port.errors import RecipeError
 from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.recipe import Binding
 from neuron_port.registry import RegisteredRecipe, Registry
@@ -95,6 +95,11 @@ def _add(decisions: dict[str, Match], decided: Match, name: str) -> None:
     decisions[decided.signature] = Match(**(values | {"layers": layers}))
 
 
+# What torch and Python raise when a layer's call or parameters do not fit the recipe's terms: it is not that recipe.
+# Anything else (a misspelt name in a reference) is a mistake in the recipe and must not look like a compiler layer.
+MISFITS = (RuntimeError, ValueError, IndexError, TypeError)
+
+
 class _Decider:
     """Decides each signature once, and probes each (module, recipe) pair once for all token counts."""
 
@@ -169,12 +174,14 @@ class _Decider:
 def _run_probe(call: Call, candidate: RegisteredRecipe, binding: Binding) -> dict[str, float]:
     try:
         return probe(call, candidate.recipe, candidate.reference, binding)
-    except NeuronPortError:
-        raise
-    except Exception as error:
-        # A layer whose call or parameters do not fit the recipe's terms is not that recipe.
+    except MISFITS as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         return {f"does not run ({message})": float("inf")}
+    except Exception as error:
+        raise RecipeError(
+            f"Recipe `{candidate.name}` fails on `{call.name}`: {type(error).__name__}: {error}",
+            hint=f"Correct reference.py or recipe.py in {candidate.folder}.",
+        ) from error
 
 
 def _matched(

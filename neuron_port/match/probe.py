@@ -27,7 +27,7 @@ PROBE_TOKENS = 7
 def materialize(
     module: torch.nn.Module, fill: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> torch.nn.Module:
-    """A float32 copy on the CPU of a (meta) module, with parameters `fill(name, like)`."""
+    """A copy on the CPU of a (meta) module, with parameters `fill(name, like)` in whatever dtype that gives."""
     clone = copy.deepcopy(module)
     for name, parameter in list(clone.named_parameters(remove_duplicate=False)):
         owner_name, _, leaf = name.rpartition(".")

@@ -218,7 +218,12 @@ def _case(
 
 
 def _reduction_length(subject: _Subject) -> int:
-    """The longest sum in the layer: the widest axis of its weights or inputs."""
+    """The longest sum in the layer: the widest axis of its weights or inputs; 1 if its recipe says that it sums nothing.
+
+    Axes of 65536 and more are vocabularies, which are rows of results, not terms of a sum.
+    """
+    if subject.recipe.tolerance.reduction_length is None:
+        return 1
     sizes = [
         size for spec in (*subject.layer.parameters.values(), *subject.layer.inputs) for size in spec.shape
     ]

@@ -127,8 +127,11 @@ def _merged(earlier: Sequence[ParityReport], later: Sequence[ParityReport]) -> l
     merged = {report.subject: report for report in earlier}
     for report in later:
         known = merged.get(report.subject)
-        cases = (*known.cases, *report.cases) if known else report.cases
-        merged[report.subject] = replace(report, cases=cases)
+        if known is not None:
+            report = replace(
+                report, cases=(*known.cases, *report.cases), seconds=known.seconds + report.seconds
+            )
+        merged[report.subject] = report
     return list(merged.values())
 
 

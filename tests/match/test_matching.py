@@ -121,3 +121,14 @@ def test_inputs_of_two_dtypes_go_to_the_compiler(registry):
     refused = by_layer["model.layers.0.self_attn#rope"]
     assert refused.decision == "compiler"
     assert "one dtype" in refused.reason
+
+
+def test_a_mistake_in_a_reference_is_not_taken_for_a_misfit(registry, monkeypatch):
+    """A misspelt name in a recipe's reference stops the run; it does not quietly become a compiler layer."""
+
+    def misspelt(*args, **kwargs):
+        return torch.no_such_function(*args)
+
+    monkeypatch.setitem(registry["rms_norm"].__dict__, "reference", misspelt)
+    with pytest.raises(RecipeError, match=r"Recipe `rms_norm` fails on .*no_such_function"):
+        decide(tiny(), registry)
