@@ -84,7 +84,7 @@ def static_pattern(tensor: NkiTensor, strides: Sequence[int], counts: Sequence[i
         raise OutOfBoundsError(
             f"ap: pattern {pattern} at offset {begin} leaves {tensor!r} ({root.size} elements)"
         )
-    return root_view._view(strided(root, strides, counts, begin), start)
+    return root_view._view(strided(root, strides, counts, begin), start, begin * root.itemsize)
 
 
 def strided(root: np.ndarray, strides: Sequence[int], counts: Sequence[int], begin: int) -> np.ndarray:

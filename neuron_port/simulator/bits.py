@@ -12,23 +12,32 @@ import numpy as np
 
 from neuron_port.simulator.dtypes import DType
 from neuron_port.simulator.errors import ConstraintError
-from neuron_port.simulator.memory import byte_offset
 from neuron_port.simulator.tensor import NkiTensor
+from neuron_port.simulator.trace import Recorded
 
 
 class ReinterpretedTensor(NkiTensor):
     """A read-only view whose values are decoded from the bits of `base` at every read."""
 
-    __slots__ = ("base", "geometry")
+    __slots__ = ("base", "geometry", "origin_bytes")
 
     def __init__(
-        self, base: NkiTensor, dtype: DType, start: int, geometry: tuple[Any, ...] | None = None
+        self,
+        base: NkiTensor,
+        dtype: DType,
+        start: int,
+        geometry: tuple[Any, ...] | None = None,
+        offset_bytes: int | None = None,
     ) -> None:
         self.base = base
         self.storage = base.storage
         self.dtype = dtype
         self.start = start
         self.geometry = geometry  # shape, byte offset and byte strides of a view of the decoded array
+        # Where the decoded array begins, counted in its own elements.
+        elements = base.offset_bytes // base.array.itemsize * base.dtype.itemsize // dtype.itemsize
+        self.origin_bytes = elements * dtype.held.itemsize
+        self.offset_bytes = self.origin_bytes if offset_bytes is None else offset_bytes
 
     @property
     def array(self) -> np.ndarray:  # type: ignore[override]
@@ -43,21 +52,35 @@ class ReinterpretedTensor(NkiTensor):
         return values
 
     @property
-    def stored(self) -> np.ndarray:
+    def stored(self) -> NkiTensor:
         """All of the tile whose bits are read."""
-        return self.base.array
+        return self.base
 
-    def _view(self, array: np.ndarray, start: int | None = None) -> NkiTensor:
+    def recorded(self) -> Recorded:
+        """The decoded view; its bytes lie in the tile whose bits are read."""
+        array = self.array
+        return (
+            self.storage.allocation,
+            array.shape,
+            array.strides,
+            self.offset_bytes,
+            array.itemsize,
+            self.dtype,
+            self.start,
+        )
+
+    def _view(
+        self, array: np.ndarray, start: int | None = None, offset_bytes: int | None = None
+    ) -> NkiTensor:
         """The same view operation, repeated at every read."""
-        decoded = array
-        while isinstance(decoded.base, np.ndarray):
-            decoded = decoded.base
-        geometry = (array.shape, byte_offset(array, decoded), array.strides)
-        return ReinterpretedTensor(self.base, self.dtype, self.start if start is None else start, geometry)
+        offset = self.offset_bytes if offset_bytes is None else offset_bytes
+        geometry = (array.shape, offset - self.origin_bytes, array.strides)
+        first = self.start if start is None else start
+        return ReinterpretedTensor(self.base, self.dtype, first, geometry, offset)
 
     def __getitem__(self, key: Any) -> NkiTensor:
         plain = super().__getitem__(key)
-        return self._view(plain.array, plain.start)
+        return self._view(plain.array, plain.start, plain.offset_bytes)
 
 
 def reinterpret(tensor: NkiTensor, dtype: DType) -> NkiTensor:
@@ -79,5 +102,6 @@ def reinterpret(tensor: NkiTensor, dtype: DType) -> NkiTensor:
         )
     stored_as_is = tensor.array.dtype == tensor.dtype.native
     if stored_as_is and (dtype.held == dtype.native or not tensor.storage.on_chip):
-        return NkiTensor(tensor.array.view(dtype.native), tensor.storage, dtype, tensor.start)
+        array = tensor.array.view(dtype.native)
+        return NkiTensor(array, tensor.storage, dtype, tensor.start, tensor.offset_bytes)
     return ReinterpretedTensor(tensor, dtype, tensor.start)

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,10 +104,17 @@ def record(
     on: engine,
     operands: Sequence[NkiTensor],
     name: str | None = None,
+    *,
+    writes: int = 1,
     macs: int = 0,
     dma_bytes: int = 0,
+    **attributes: Any,
 ) -> NkiInstruction:
-    """Append one executed instruction to the trace and return it. `operands` are tensors, dst first."""
+    """Append one executed instruction to the trace and return it.
+
+    `operands` are all tensors that it touched, the first `writes` of them destinations; `attributes` are facts
+    that the latency model needs and operands do not show.
+    """
     instructions = (context.run or current_run()).instructions
     code, line = caller()
     instruction = NkiInstruction(
@@ -116,10 +123,12 @@ def record(
         on,
         code,
         line,
-        [(t.storage.allocation, t.array.shape, t.dtype, t.start) for t in operands],
+        [t.recorded() for t in operands],
         name,
+        writes,
         macs,
         dma_bytes,
+        attributes,
     )
     instructions.append(instruction)
     return instruction

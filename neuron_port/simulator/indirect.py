@@ -39,6 +39,7 @@ class IndirectTensor(NkiTensor):
         self.storage = base.storage
         self.dtype = base.dtype
         self.start = 0
+        self.offset_bytes = 0
         self.steps = list(steps)
         self.counts = list(counts)
         self.begin = begin  # static element offset into the storage
@@ -105,14 +106,15 @@ class IndirectTensor(NkiTensor):
         check_source("scalar_offset", "index", self.index)
         return int(self.index.array.reshape(-1)[0])
 
-    def rows_view(self) -> np.ndarray:
+    def rows_view(self) -> NkiTensor:
         """All rows that a vector index can choose: [rows, *free counts], a view of the storage."""
         root = self.storage.array
         reach = self.begin + sum((c - 1) * s for c, s in zip(self.counts[1:], self.steps[1:], strict=True))
         rows = min(self.rows, (root.size - 1 - reach) // self.row_elements + 1)
         if rows < 1:
             raise OutOfBoundsError(f"the pattern of {self!r} leaves the tensor for every index")
-        return strided(root, [self.row_elements, *self.steps[1:]], [rows, *self.counts[1:]], self.begin)
+        array = strided(root, [self.row_elements, *self.steps[1:]], [rows, *self.counts[1:]], self.begin)
+        return NkiTensor(array, self.storage, self.dtype, 0, self.begin * root.itemsize)
 
     def row_indices(self) -> np.ndarray:
         """The [P] integer indices as they are now."""

@@ -9,12 +9,15 @@ import linecache
 import re
 from enum import Enum
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from neuron_port.simulator.dtypes import DType
 from neuron_port.simulator.errors import location_of
+
+if TYPE_CHECKING:
+    from neuron_port.simulator.tensor import NkiTensor
 
 
 class MemoryRegion(Enum):
@@ -43,6 +46,7 @@ class Allocation:
         "dtype",
         "first",
         "given_name",
+        "held_bytes",
         "last",
         "line",
         "shape",
@@ -64,6 +68,7 @@ class Allocation:
         self.buffer = buffer
         self.bytes_per_partition = bytes_per_partition
         self.given_name = name
+        self.held_bytes = dtype.held.itemsize  # of an element in the simulator's own array
         self.code = code
         self.line = line
         self.first = -1  # index of the first instruction that writes it
@@ -101,15 +106,15 @@ class Storage:
         self.mask: np.ndarray | None = None
         self.remaining = array.size
 
-    def mark_written(self, view: np.ndarray, writer: int) -> None:
-        """Remember that `writer` wrote all elements of `view`, a view of this storage's array."""
-        if view.size == self.array.size:
+    def mark_written(self, view: NkiTensor, writer: int) -> None:
+        """Remember that `writer` wrote all elements of `view`, a view of this storage."""
+        if view.array.size == self.array.size:
             self.state = writer
             self.mask = None
         elif self.state != writer:
             self._mark_part(self.mask_of(view), writer)
 
-    def mark_selected(self, view: np.ndarray, selection: Any, writer: int = BY_OTHERS) -> None:
+    def mark_selected(self, view: NkiTensor, selection: Any, writer: int = BY_OTHERS) -> None:
         """Remember that the elements `view[selection]` were written."""
         if self.state == writer:
             return
@@ -133,7 +138,7 @@ class Storage:
                 self.state = lowest
                 self.mask = None
 
-    def mask_of(self, view: np.ndarray) -> np.ndarray:
+    def mask_of(self, view: NkiTensor) -> np.ndarray:
         """The part of the element states that `view` covers; makes the mask on first need."""
         if self.mask is None:
             if self.state > 0:
@@ -143,33 +148,27 @@ class Storage:
             self.remaining = 0 if self.state > 0 else self.mask.size
             self.state = MIXED
         itemsize = self.array.itemsize
-        offset = byte_offset(view, self.array)
-        if view.itemsize != itemsize:
-            return self._mask_of_reinterpreted(view, offset)
+        array, offset = view.array, view.offset_bytes
+        if array.itemsize != itemsize:
+            return self._mask_of_reinterpreted(array, offset)
         return np.ndarray(
-            view.shape, np.uint8, self.mask, offset // itemsize, [s // itemsize for s in view.strides]
+            array.shape, np.uint8, self.mask, offset // itemsize, [s // itemsize for s in array.strides]
         )
 
-    def _mask_of_reinterpreted(self, view: np.ndarray, offset: int) -> np.ndarray:
-        """The bytes that a reinterpreted `view` covers, rounded outwards to whole elements of the storage."""
-        reach = sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
+    def _mask_of_reinterpreted(self, array: np.ndarray, offset: int) -> np.ndarray:
+        """The bytes that a reinterpreted view covers, rounded outwards to whole elements of the storage."""
+        reach = sum((size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True))
         itemsize = self.array.itemsize
         assert self.mask is not None
         return self.mask.reshape(-1)[
-            offset // itemsize : (offset + reach + view.itemsize - 1) // itemsize + 1
+            offset // itemsize : (offset + reach + array.itemsize - 1) // itemsize + 1
         ]
 
-    def is_written(self, view: np.ndarray) -> bool:
+    def is_written(self, view: NkiTensor) -> bool:
         """Whether all elements of `view` are written."""
         if self.state > 0:
             return True
         return self.state == MIXED and bool(self.mask_of(view).all())
-
-
-def byte_offset(view: np.ndarray, root: np.ndarray) -> int:
-    """Bytes from the start of `root` to the first element of `view`."""
-    offset: int = view.__array_interface__["data"][0] - root.__array_interface__["data"][0]
-    return offset
 
 
 def peak_of(

@@ -151,6 +151,7 @@ def _as_input(run: Run, value: Any, name: str) -> Any:
     if array.ndim == 0:
         raise UnsupportedError(f"argument `{name}` is a 0-dimensional array", hint="give it shape (1, 1)")
     allocation = Allocation(array.shape, dtype, MemoryRegion.shared_hbm, array.nbytes, name, None, 0)
+    allocation.held_bytes = array.itemsize
     run.allocations.append(allocation)
     return NkiTensor(array, Storage(array, allocation, BY_OTHERS), dtype)
 
@@ -176,7 +177,7 @@ def _as_output(run: Run, tensor: Any) -> HbmArray:
             location=location,
             hint="return the whole tensor",
         )
-    if storage.state <= 0 and not storage.is_written(tensor.array):
+    if storage.state <= 0 and not storage.is_written(tensor):
         written = int(np.count_nonzero(storage.mask)) if storage.mask is not None else 0
         raise OutputError(
             f"output {tensor!r} is returned with {written} of {tensor.size} elements written",

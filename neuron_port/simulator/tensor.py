@@ -16,7 +16,8 @@ import numpy as np
 from neuron_port.simulator import dtypes
 from neuron_port.simulator.dtypes import DType
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError, UnsupportedError
-from neuron_port.simulator.memory import MemoryRegion, Storage, byte_offset
+from neuron_port.simulator.memory import MemoryRegion, Storage
+from neuron_port.simulator.trace import Recorded
 
 MAXIMUM_DIMENSIONS = 5
 
@@ -46,19 +47,22 @@ class DynamicSlice:
 
 
 class NkiTensor:
-    """A view: `array` (numpy, in the held dtype), its storage, its NKI dtype, and its first partition.
+    """A view: `array` (numpy, in the held dtype), its storage, its NKI dtype, and where it starts.
 
     `array` holds float32 for every float dtype on chip and in kernel-made HBM; only plain 16- and 8-bit
     inputs keep their own numpy dtype, and only DMA reads those.
     """
 
-    __slots__ = ("array", "dtype", "start", "storage")
+    __slots__ = ("array", "dtype", "offset_bytes", "start", "storage")
 
-    def __init__(self, array: np.ndarray, storage: Storage, dtype: DType, start: int = 0) -> None:
+    def __init__(
+        self, array: np.ndarray, storage: Storage, dtype: DType, start: int = 0, offset_bytes: int = 0
+    ) -> None:
         self.array = array
         self.storage = storage
         self.dtype = dtype
-        self.start = start  # first partition, relative to the tensor as allocated; 0 in HBM
+        self.start = start  # first partition; 0 in HBM
+        self.offset_bytes = offset_bytes  # from the storage's first element to the view's, in array's bytes
 
     # ---- attributes ---------------------------------------------------------------------------------------
 
@@ -76,7 +80,7 @@ class NkiTensor:
     @property
     def offset(self) -> int:
         """Elements from the start of the storage to the first element of the view."""
-        return byte_offset(self.array, self.storage.array) // self.array.itemsize
+        return self.offset_bytes // self.array.itemsize
 
     @property
     def buffer(self) -> MemoryRegion:
@@ -111,12 +115,35 @@ class NkiTensor:
         return self.array.shape[0]
 
     @property
-    def stored(self) -> np.ndarray:
-        """The view of the storage whose elements this tensor depends on."""
-        return self.array
+    def stored(self) -> NkiTensor:
+        """The plain view of the storage whose elements this tensor depends on."""
+        return self
 
-    def _view(self, array: np.ndarray, start: int | None = None) -> NkiTensor:
-        return NkiTensor(array, self.storage, self.dtype, self.start if start is None else start)
+    def recorded(self) -> Recorded:
+        """What the trace keeps of it: its allocation alone when it is all of it."""
+        array, storage = self.array, self.storage
+        if array is storage.array:
+            return storage.allocation
+        return (
+            storage.allocation,
+            array.shape,
+            array.strides,
+            self.offset_bytes,
+            array.itemsize,
+            self.dtype,
+            self.start,
+        )
+
+    def _view(
+        self, array: np.ndarray, start: int | None = None, offset_bytes: int | None = None
+    ) -> NkiTensor:
+        return NkiTensor(
+            array,
+            self.storage,
+            self.dtype,
+            self.start if start is None else start,
+            self.offset_bytes if offset_bytes is None else offset_bytes,
+        )
 
     def _axis(self, dim: int, what: str, *, free_only: bool = True) -> int:
         axis = dim + self.ndim if dim < 0 else dim
@@ -141,6 +168,8 @@ class NkiTensor:
         if len(items) > rank:
             raise OutOfBoundsError(f"{len(items)} indices for the {rank} dimensions of {self!r}")
         start = self.start
+        strides = array.strides
+        offset_bytes = self.offset_bytes
         result: list[slice | int] = []
         dropped = 0
         for axis, item in enumerate(items):
@@ -161,6 +190,7 @@ class NkiTensor:
                 begin = begin + size if begin < 0 else begin
                 end, step = begin + 1, 1
                 if 0 <= begin < size and not (on_chip and axis == 0):
+                    offset_bytes += begin * strides[axis]
                     result.append(begin)
                     dropped += 1
                     continue
@@ -173,10 +203,12 @@ class NkiTensor:
                         hint="a tile covers a contiguous range of partitions",
                     )
                 start += begin
+            if begin:
+                offset_bytes += begin * strides[axis]
             result.append(slice(begin, end, step))
         if dropped and rank - dropped < (2 if on_chip else 1):
             _keep_last(result, rank, 2 if on_chip else 1)
-        return NkiTensor(array[tuple(result)], self.storage, self.dtype, start)
+        return NkiTensor(array[tuple(result)], self.storage, self.dtype, start, offset_bytes)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise UnsupportedError(

@@ -49,7 +49,7 @@ def write(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> None:
         raise
     storage = dst.storage
     if storage.state != writer:
-        storage.mark_written(array, writer)
+        storage.mark_written(dst, writer)
 
 
 def compute(dst: NkiTensor, function: np.ufunc, *arguments: Any) -> None:
@@ -59,7 +59,7 @@ def compute(dst: NkiTensor, function: np.ufunc, *arguments: Any) -> None:
         function(*arguments, out=array)
         storage = dst.storage
         if storage.state != BY_OTHERS:
-            storage.mark_written(array, BY_OTHERS)
+            storage.mark_written(dst, BY_OTHERS)
     else:
         write(dst, function(*arguments))
 
@@ -74,7 +74,7 @@ def write_raw(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> No
         raise
     storage = dst.storage
     if storage.state != writer:
-        storage.mark_written(array, writer)
+        storage.mark_written(dst, writer)
 
 
 def fill(dst: NkiTensor, value: float) -> None:
@@ -86,7 +86,7 @@ def fill(dst: NkiTensor, value: float) -> None:
         raise
     storage = dst.storage
     if storage.state != BY_OTHERS:
-        storage.mark_written(dst.array, BY_OTHERS)
+        storage.mark_written(dst, BY_OTHERS)
 
 
 def refuse_write(dst: NkiTensor) -> None:

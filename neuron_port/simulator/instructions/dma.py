@@ -64,14 +64,16 @@ def dma_copy(
     if priority is not None or dge_mode is not DgeMode.unknown or engine is not Engine.unknown:
         _check_options(dst, src, priority, dge_mode, engine)
     if dst.__class__ is IndirectTensor or src.__class__ is IndirectTensor:
-        return _copy_indirect(dst, src, oob_mode, name)
+        return _copy_indirect(dst, src, oob_mode, name, dge_mode, engine)
     storage = src.storage
     if storage.state <= 0:
         require_written("dma_copy", "src", src)
     _store(dst, src.array, src)
     touch(storage)
     touch(dst.storage, written=True)
-    return _finish(run, dst, src, name)
+    if dge_mode is DgeMode.unknown:
+        return _finish(run, dst, src, name)
+    return _finish(run, dst, src, name, dge_mode=dge_mode.name, trigger=engine.name)
 
 
 DgeMode = dge_mode
@@ -92,18 +94,26 @@ def _store(dst: NkiTensor, values: np.ndarray, src: NkiTensor) -> None:
         raise
     storage = dst.storage
     if storage.state != BY_OTHERS:
-        storage.mark_written(array, BY_OTHERS)
+        storage.mark_written(dst, BY_OTHERS)
 
 
 def _finish(
-    run: Any, dst: NkiTensor, src: NkiTensor, name: str | None, opcode: str = "dma_copy"
+    run: Any,
+    dst: NkiTensor,
+    src: NkiTensor,
+    name: str | None,
+    opcode: str = "dma_copy",
+    indices: tuple[NkiTensor, ...] = (),
+    **attributes: Any,
 ) -> NkiInstruction:
+    """Count the traffic and record the transfer."""
     moved = dst.size
     if not src.storage.on_chip:
         run.hbm_read_bytes += moved * src.dtype.itemsize
     if not dst.storage.on_chip:
         run.hbm_write_bytes += moved * dst.dtype.itemsize
-    return record(opcode, Engine.dma, (dst, src), name, 0, moved * dst.dtype.itemsize)
+    moved_bytes = moved * dst.dtype.itemsize
+    return record(opcode, Engine.dma, (dst, src, *indices), name, dma_bytes=moved_bytes, **attributes)
 
 
 def _check_sides(opcode: str, dst: Any, src: Any) -> None:
@@ -138,7 +148,9 @@ def _check_options(dst: NkiTensor, src: NkiTensor, priority: Any, mode: Any, cho
             )
 
 
-def _copy_indirect(dst: NkiTensor, src: NkiTensor, mode: oob_mode, name: str | None) -> NkiInstruction:
+def _copy_indirect(
+    dst: NkiTensor, src: NkiTensor, mode: oob_mode, name: str | None, dge: dge_mode, trigger: engine
+) -> NkiInstruction:
     """Scalar offsets resolve to plain views; a vector offset gathers (src) or scatters (dst) rows."""
     run = current_run()
     for side in (dst, src):
@@ -149,7 +161,8 @@ def _copy_indirect(dst: NkiTensor, src: NkiTensor, mode: oob_mode, name: str | N
             and not side.in_bounds()
         ):
             base = side.base
-            return record("dma_copy", Engine.dma, (base if side is dst else dst.resolved(), base), name)
+            shown = (base if side is dst else dst.resolved(), base)
+            return record("dma_copy", Engine.dma, shown, name, indirect="skipped")
     gathers = isinstance(src, IndirectTensor) and src.vector
     scatters = isinstance(dst, IndirectTensor) and dst.vector
     if gathers and scatters:
@@ -158,15 +171,21 @@ def _copy_indirect(dst: NkiTensor, src: NkiTensor, mode: oob_mode, name: str | N
         return _gather(run, dst.resolved(), src, mode, name)  # type: ignore[arg-type]
     if scatters:
         return _scatter(run, dst, src.resolved(), mode, name)  # type: ignore[arg-type]
+    indices = tuple(
+        side.index
+        for side in (dst, src)
+        if isinstance(side, IndirectTensor) and isinstance(side.index, NkiTensor)
+    )
     dst, src = dst.resolved(), src.resolved()
     require_written("dma_copy", "src", src)
     _store(dst, src.array, src)
     touch(src.storage)
     touch(dst.storage, written=True)
-    return _finish(run, dst, src, name)
+    facts = {"dge_mode": dge.name, "trigger": trigger.name, "indirect": "scalar"}
+    return _finish(run, dst, src, name, indices=indices, **facts)
 
 
-def _valid_rows(side: IndirectTensor, rows: np.ndarray, mode: oob_mode) -> tuple[np.ndarray, np.ndarray]:
+def _valid_rows(side: IndirectTensor, rows: NkiTensor, mode: oob_mode) -> tuple[np.ndarray, np.ndarray]:
     """(partitions with a valid index, their indices); refuses invalid ones unless mode is skip."""
     indices = side.row_indices()
     valid = (indices >= 0) & (indices < rows.shape[0])
@@ -190,23 +209,23 @@ def _gather(
     if storage.state <= 0 and not (storage.mask is not None and storage.mask_of(rows)[indices].all()):
         require_written("dma_copy", "src", src.base)
     touch(src.index.storage)
-    values = rows[indices]
+    values = rows.array[indices]
     if len(partitions) == src.counts[0]:
         _store(dst, values, src)
     else:
-        by_row = dst.array.reshape(src.counts, copy=False)
+        by_row = dst._view(dst.array.reshape(src.counts, copy=False))
         cast = values if dst.dtype is src.dtype else dst.dtype.rounded(values.astype(FLOAT32))
-        by_row[partitions] = cast
+        by_row.array[partitions] = cast
         dst.storage.mark_selected(by_row, partitions)
     touch(dst.storage, written=True)
-    return _finish(run, dst, _row_operand(src, rows), name)
+    return _finish(run, dst, _row_operand(src, rows), name, indices=(src.index,), indirect="gather")
 
 
 def _scatter(
     run: Any, dst: IndirectTensor, src: NkiTensor, mode: oob_mode, name: str | None
 ) -> NkiInstruction:
     rows = dst.rows_view()
-    if not rows.flags.writeable:
+    if not rows.array.flags.writeable:
         refuse_write(dst.base)
     partitions, indices = _valid_rows(dst, rows, mode)
     if len(np.unique(indices)) != len(indices):
@@ -217,20 +236,19 @@ def _scatter(
     values = src.array.reshape(dst.counts)[partitions]
     if dst.dtype is not src.dtype:
         values = dst.dtype.rounded(values.astype(FLOAT32))
-    rows[indices] = values
+    rows.array[indices] = values
     dst.storage.mark_selected(rows, indices)
     touch(dst.index.storage)
     touch(src.storage)
     touch(dst.storage, written=True)
-    return _finish(run, _row_operand(dst, rows), src, name)
+    return _finish(run, _row_operand(dst, rows), src, name, indices=(dst.index,), indirect="scatter")
 
 
-def _row_operand(side: IndirectTensor, rows: np.ndarray) -> NkiTensor:
+def _row_operand(side: IndirectTensor, rows: NkiTensor) -> NkiTensor:
     """What the trace shows of a gather or scatter: as many rows as are moved."""
-    shown = rows[:1] if rows.shape[0] < side.counts[0] else rows[: side.counts[0]]
-    return NkiTensor(
-        np.broadcast_to(shown, side.counts) if shown.shape[0] == 1 else shown, side.storage, side.dtype
-    )
+    array = rows.array
+    shown = array[:1] if array.shape[0] < side.counts[0] else array[: side.counts[0]]
+    return rows._view(np.broadcast_to(shown, side.counts) if shown.shape[0] == 1 else shown)
 
 
 TRANSPOSES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 1, 2, 0)}

@@ -120,10 +120,11 @@ def _activation(
                 )
             check_destination(opcode, "reduce_res", reduce_res)
             write(reduce_res, sums[:partitions])
-            operands.append(reduce_res)
+            operands.insert(1, reduce_res)
     else:
         write(dst, results)
-    return record(opcode, engine.scalar, operands, name)
+    writes = 1 if reduce_res is None else 2
+    return record(opcode, engine.scalar, operands, name, writes=writes, table=op.name)
 
 
 Reduce = reduce_cmd

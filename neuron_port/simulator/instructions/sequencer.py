@@ -31,7 +31,7 @@ def register_load(dst: VirtualRegister, src: NkiTensor) -> NkiInstruction:
     require_written("register_load", "src", src)
     touch(src.storage)
     _check_register("register_load", dst).set(int(src.array.reshape(-1)[0]))
-    return record("register_load", engine.sync, (src,))
+    return record("register_load", engine.sync, (src,), writes=0)
 
 
 def register_store(dst: NkiTensor, src: VirtualRegister) -> NkiInstruction:

@@ -22,7 +22,7 @@ from neuron_port.simulator.checks import (
 from neuron_port.simulator.context import Run, context, current_run, record
 from neuron_port.simulator.dtypes import bfloat16, float8_e4m3, float8_e5m2, float16, float32, tfloat32
 from neuron_port.simulator.errors import AccumulationError, ConstraintError, UnsupportedError
-from neuron_port.simulator.memory import BY_MATMUL, BY_OTHERS, MIXED, UNWRITTEN, byte_offset
+from neuron_port.simulator.memory import BY_MATMUL, BY_OTHERS, MIXED, UNWRITTEN
 from neuron_port.simulator.target import Target
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import NkiInstruction, engine
@@ -98,7 +98,7 @@ def nc_matmul(
             np.matmul(left.T, right, out=out)
         else:
             out[...] = np.matmul(left.T, right).reshape(out.shape)
-        dst.storage.mark_written(out, BY_MATMUL)
+        dst.storage.mark_written(dst, BY_MATMUL)
     else:
         product = _product(run, left.T, right, m, n)
         if out.ndim != 2:
@@ -108,10 +108,23 @@ def nc_matmul(
         else:
             np.add(product, out, out=product, where=~overwrite)
             out[...] = product
-            dst.storage.mark_written(out, BY_MATMUL)
+            dst.storage.mark_written(dst, BY_MATMUL)
     macs = k * m * n
     run.macs += macs
-    return record("nc_matmul", engine.tensor, (dst, stationary, moving), name, macs)
+    if overwrite is True and not (is_transpose or is_stationary_onezero or is_moving_onezero or tile_size):
+        return record("nc_matmul", engine.tensor, (dst, stationary, moving), name, macs=macs)
+    return record(
+        "nc_matmul",
+        engine.tensor,
+        (dst, stationary, moving),
+        name,
+        macs=macs,
+        accumulates=overwrite is not True,
+        is_transpose=is_transpose,
+        onezero=bool(is_stationary_onezero or is_moving_onezero),
+        tile_position=tuple(tile_position),
+        tile_size=tuple(tile_size),
+    )
 
 
 def nc_transpose(
@@ -260,7 +273,7 @@ def _check_one_bank(bank_bytes: int, dst: NkiTensor) -> None:
     out, storage = dst.array, dst.storage
     partition_bytes = storage.array.strides[0]
     scale = storage.allocation.dtype.itemsize / storage.array.itemsize  # 16-bit tiles are held in float32
-    begin = byte_offset(out, storage.array) % partition_bytes
+    begin = dst.offset_bytes % partition_bytes
     last = begin + out.itemsize - 1
     for size, stride in zip(out.shape[1:], out.strides[1:], strict=True):
         last += (size - 1) * stride
@@ -318,7 +331,7 @@ def _overwrites(dst: NkiTensor, accumulate: bool | None) -> Any:
             f"nc_matmul: accumulate=True, but dst {dst!r} was never written",
             hint="start with accumulate=False (accumulate=(i > 0) in a loop), or leave accumulate out",
         )
-    states = storage.mask_of(dst.array) if state == MIXED else np.full(1, state, dtype=np.uint8)
+    states = storage.mask_of(dst) if state == MIXED else np.full(1, state, dtype=np.uint8)
     if (states == BY_OTHERS).any():
         raise AccumulationError(
             f"nc_matmul: dst {dst!r} was last written by an instruction that is no matmul; adding to it is "

@@ -110,7 +110,7 @@ def tensor_tensor(
         _check_integers("tensor_tensor", op, ("dst", "data1", "data2"), dst, data1, data2)
         check_engine("tensor_tensor", engine, (Engine.vector,))
         write_raw(dst, op.alu(data1.array, data2.array.reshape(data1.array.shape)))
-        return record("tensor_tensor", Engine.vector, (dst, data1, data2), name)
+        return record("tensor_tensor", Engine.vector, (dst, data1, data2), name, op=op.name)
     in_psum = PSUM in (dst.buffer, data1.buffer, data2.buffer)
     if engine is Engine.unknown:
         words = dst.dtype in WORD and data1.dtype in WORD and data2.dtype in WORD
@@ -122,10 +122,10 @@ def tensor_tensor(
             check_no_psum("tensor_tensor", ("dst", "data1", "data2"), dst, data1, data2)
         if dst.dtype in WORD and data1.dtype in WORD and data2.dtype in WORD:
             write_raw(dst, _exact_integers(op, data1, data2, dst))
-            return record("tensor_tensor", chosen, (dst, data1, data2), name)
+            return record("tensor_tensor", chosen, (dst, data1, data2), name, op=op.name)
     first = read(data1)
     compute(dst, op.alu, first, read_like(data2, first.shape))
-    return record("tensor_tensor", chosen, (dst, data1, data2), name)
+    return record("tensor_tensor", chosen, (dst, data1, data2), name, op=op.name)
 
 
 def _exact_integers(op: Operator, data1: NkiTensor, data2: NkiTensor, dst: NkiTensor) -> np.ndarray:
@@ -181,7 +181,7 @@ def tensor_scalar(
             values = values.astype(FLOAT32)  # comparisons give 1.0 and 0.0
         operation, arguments = _scalar_step(values, op1, operand1, reverse1, "operand1", operands)
     compute(dst, operation, *arguments)
-    return record("tensor_scalar", chosen, operands, name)
+    return record("tensor_scalar", chosen, operands, name, op=op0.name, op1=None if op1 is None else op1.name)
 
 
 def _scalar_step(
@@ -272,7 +272,8 @@ def _tensor_scalar_bits(
             raise ConstraintError(f"tensor_scalar: {label} is {operand!r}, must be an integer for {op!r}")
         bits = op.alu(np.broadcast_to(scalar, bits.shape).copy(), bits) if reverse else op.alu(bits, scalar)
     write_raw(dst, bits.astype(dst.array.dtype))
-    return record("tensor_scalar", Engine.vector, (dst, data), name)
+    operands = [dst, data, *(o for o in (operand0, operand1) if isinstance(o, NkiTensor))]
+    return record("tensor_scalar", Engine.vector, operands, name, op=op0.name)
 
 
 def scalar_tensor_tensor(
@@ -300,7 +301,7 @@ def scalar_tensor_tensor(
     other = read_like(operand1, values.shape)
     compute(dst, op1.alu, *((other, partial) if reverse1 else (partial, other)))
     operands = (dst, data, operand1, operand0) if isinstance(operand0, NkiTensor) else (dst, data, operand1)
-    return record("scalar_tensor_tensor", Engine.vector, operands, name)
+    return record("scalar_tensor_tensor", Engine.vector, operands, name, op=op0.name, op1=op1.name)
 
 
 def tensor_reduce(
@@ -326,10 +327,10 @@ def tensor_reduce(
     if op.bitwise:
         _check_integers("tensor_reduce", op, ("dst", "data"), dst, data)
         write_raw(dst, op.reduce(data.array, axis=axes).astype(dst.array.dtype))
-        return record("tensor_reduce", Engine.vector, (dst, data), name)
+        return record("tensor_reduce", Engine.vector, (dst, data), name, op=op.name)
     result = np.asarray(op.reduce(read(data), axis=axes), dtype=np.float32)
     write(dst, -result if negate else result)
-    return record("tensor_reduce", Engine.vector, (dst, data), name)
+    return record("tensor_reduce", Engine.vector, (dst, data), name, op=op.name)
 
 
 def reduction_axes(opcode: str, data: NkiTensor, axis: Any) -> tuple[int, ...]:

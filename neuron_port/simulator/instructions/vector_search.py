@@ -64,8 +64,8 @@ def nc_match_replace8(
         check_dtype("nc_match_replace8", "dst_idx", dst_idx, (uint16, uint32))
         check_destination("nc_match_replace8", "dst_idx", dst_idx)
         write_raw(dst_idx, positions.astype(dst_idx.array.dtype))
-        operands.append(dst_idx)
-    return record("nc_match_replace8", engine.vector, operands, name)
+        operands.insert(1, dst_idx)
+    return record("nc_match_replace8", engine.vector, operands, name, writes=1 if dst_idx is None else 2)
 
 
 def _positions(rows: np.ndarray, wanted: np.ndarray, order: range) -> np.ndarray:

@@ -70,7 +70,7 @@ def tensor_copy_predicated(
     if not dst.array.flags.writeable:
         refuse_write(dst)
     np.copyto(dst.array, values, where=chosen)
-    dst.storage.mark_selected(dst.array, chosen, BY_OTHERS)
+    dst.storage.mark_selected(dst, chosen, BY_OTHERS)
     return record("tensor_copy_predicated", engine.vector, (dst, *sources), name)
 
 
@@ -102,7 +102,7 @@ def select_reduce(
     operands = [dst, predicate, on_true]
     _reduce_rows("select_reduce", selected, maximum, reduce_cmd, reduce_res, operands)
     write(dst, selected)
-    return record("select_reduce", engine.vector, operands, name)
+    return record("select_reduce", engine.vector, operands, name, writes=1 if reduce_res is None else 2)
 
 
 def range_select(
@@ -159,7 +159,7 @@ def range_select(
     operands = [dst, on_true_tile, bound0, bound1]
     _reduce_rows("range_select", selected, maximum, reduce_cmd, reduce_res, operands)
     write(dst, selected)
-    return record("range_select", engine.vector, operands, name)
+    return record("range_select", engine.vector, operands, name, writes=1 if reduce_res is None else 2)
 
 
 def tensor_scalar_reduce(
@@ -204,7 +204,7 @@ def tensor_scalar_reduce(
         opcode, results, reduce_op, reduce_cmd, reduce_res, operands, reduce_init, negate=reduce_res_negate
     )
     write(dst, results)
-    return record(opcode, engine.vector, operands, name)
+    return record(opcode, engine.vector, operands, name, writes=1 if reduce_res is None else 2)
 
 
 def tensor_scalar_cumulative(
@@ -305,4 +305,4 @@ def _reduce_rows(
             raise ConstraintError(f"{opcode}: reduce_res {reduce_res!r} must have shape ({partitions}, 1)")
         check_destination(opcode, "reduce_res", reduce_res)
         write(reduce_res, -registers if negate else registers)
-        operands.append(reduce_res)
+        operands.insert(1, reduce_res)

@@ -140,13 +140,18 @@ def nc_stream_shuffle(
             hint="use 255 for the partitions that have no source",
         )
     targets, sources = [target for target, _ in moves], [source for _, source in moves]
-    used = NkiTensor(src.array[min(sources) : max(sources) + 1], src.storage, src.dtype) if sources else src
-    check_source(opcode, "src", used)
-    check_destination(opcode, "dst", NkiTensor(dst.array, dst.storage, dst.dtype))
+    used = src
+    if sources:
+        first = min(sources)
+        used = src._view(
+            src.array[first : max(sources) + 1], 0, src.offset_bytes + first * src.array.strides[0]
+        )
+    check_source(opcode, "src", used._view(used.array, 0))
+    check_destination(opcode, "dst", dst._view(dst.array, 0))
     if not dst.array.flags.writeable:
         refuse_write(dst)
-    rows = dst.array.reshape(to_partitions, free, copy=False) if dst.array.ndim != 2 else dst.array
-    rows[targets] = src.array.reshape(from_partitions, free)[sources]
+    rows = dst._view(dst.array.reshape(to_partitions, free, copy=False)) if dst.array.ndim != 2 else dst
+    rows.array[targets] = src.array.reshape(from_partitions, free)[sources]
     dst.storage.mark_selected(rows, targets, BY_OTHERS)
     return record(opcode, engine.vector, (dst, src), name)
 

@@ -110,7 +110,7 @@ def full(
         memset(tensor, int(fill_value) if tensor.dtype.is_integer else fill_value)
     else:
         tensor.array[...] = tensor.dtype.rounded(np.full(1, fill_value, np.float32))
-        tensor.storage.mark_written(tensor.array, BY_OTHERS)
+        tensor.storage.mark_written(tensor, BY_OTHERS)
     return tensor
 
 
@@ -156,7 +156,7 @@ def shared_identity_matrix(n: int, dtype: Any = uint8, dst: NkiTensor | None = N
     """The n x n identity matrix in SBUF."""
     tensor = dst if dst is not None else ndarray((n, n), dtype, SBUF)
     tensor.array[...] = np.eye(n, dtype=tensor.array.dtype)
-    tensor.storage.mark_written(tensor.array, BY_OTHERS)
+    tensor.storage.mark_written(tensor, BY_OTHERS)
     allocation = tensor.storage.allocation
     allocation.first = allocation.last = len(current_run().instructions)
     return tensor

@@ -1,0 +1,108 @@
+"""`neuron-port convert` and `neuron-port plan`: a model's options, one call into the pipeline, one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def _model_options(function: Any) -> Any:
+    """The options that decide what is converted, shared by `convert` and `plan`."""
+    options = [
+        click.argument("model"),
+        click.option("--target", help="Chip: inf2, trn1 or trn2.  [default: the preset's, or trn2]"),
+        click.option("--dtype", help="What ships: bfloat16 or float32.  [default: the preset's, or bfloat16]"),
+        click.option("--buckets", help="Prompt lengths, comma-separated; one graph each.  [default: 128]"),
+        click.option("--cache-length", type=int, help="Key/value slots.  [default: twice the largest bucket]"),
+        click.option("--batch", type=int, help="Sequences per graph.  [default: 1]"),
+        click.option("--revision", help="Branch, tag or commit of a hub model."),
+        click.option("--random-weights", is_flag=True, help="Convert from the configuration alone."),
+        click.option("--compiler", "compiler_layers", multiple=True, metavar="RECIPE",
+                     help="Leave layers of this recipe to the compiler. Repeatable."),
+        click.option("--recipes", "recipe_folders", multiple=True, metavar="DIR",
+                     type=click.Path(exists=True, file_okay=False, path_type=Path),
+                     help="A folder with more recipes. Repeatable."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        click.option("--quiet", is_flag=True, help="No progress."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _parse_buckets(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"`{text}` is not a list of numbers such as 64,256", param_hint="--buckets"
+        ) from None
+
+
+@click.command()
+@_model_options
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The bundle.  [default: bundles/<model>-...]"
+)
+@click.option("--weights", type=click.Choice(["copy", "link", "reference"]), default="copy", show_default=True,
+              help="How the bundle holds the checkpoint's weights.")  # fmt: skip
+@click.option(
+    "--prompt", "prompts", multiple=True, help="A text for the proof. Repeatable.  [default: the preset's]"
+)
+@click.option(
+    "--new-tokens", type=int, default=32, show_default=True, help="Tokens generated for each prompt."
+)
+@click.option("--proof", type=click.Choice(["auto", "full", "kernels"]), default="auto", show_default=True,
+              help="Run the whole model (full), or its kernels and graphs alone; auto decides by size.")  # fmt: skip
+def convert(as_json: bool, quiet: bool, buckets: str | None, **options: Any) -> None:
+    """Convert MODEL (a preset, a hub id, a folder or a .gguf file) into a verified Neuron bundle."""
+    from neuron_port.pipeline.convert import convert as run
+    from neuron_port.pipeline.options import complete_options
+
+    completed = complete_options(buckets=_parse_buckets(buckets), **options)
+    with _live_view(as_json, quiet) as view:
+        conversion = run(completed, view)
+    _show(conversion, as_json)
+
+
+@click.command()
+@_model_options
+def plan(as_json: bool, quiet: bool, buckets: str | None, **options: Any) -> None:
+    """Show what MODEL is made of and which kernel serves each layer, without converting it."""
+    from rich.console import Console
+
+    from neuron_port.pipeline.convert import plan_only
+    from neuron_port.pipeline.options import complete_options
+    from neuron_port.report import json_summary, plan_table
+
+    completed = complete_options(buckets=_parse_buckets(buckets), new_tokens=2, **options)
+    with _live_view(as_json, quiet) as view:
+        conversion = plan_only(completed, view)
+    if as_json:
+        click.echo(json.dumps(json_summary(**vars(conversion)), indent=2))
+    else:
+        Console().print(plan_table(conversion.graphs, conversion.plan))
+
+
+def _live_view(as_json: bool, quiet: bool) -> Any:
+    from rich.console import Console
+
+    from neuron_port.report import LiveView
+
+    return LiveView(Console(stderr=True, quiet=quiet), enabled=not (as_json or quiet))
+
+
+def _show(conversion: Any, as_json: bool) -> None:
+    from rich.console import Console
+
+    from neuron_port.report import json_summary, summary
+
+    if as_json:
+        click.echo(json.dumps(json_summary(**vars(conversion)), indent=2))
+    else:
+        Console().print(summary(**vars(conversion)))

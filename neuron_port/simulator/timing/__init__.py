@@ -1,0 +1,1 @@
+"""Predicts when each instruction of an executed trace runs: costs, dependencies, schedule, timeline."""
