@@ -18,7 +18,7 @@ ROWS = [
     {"lower", "build", "report"},
     {"parity", "port"},
     {"match"},
-    {"walk", "execution"},
+    {"walk", "execution", "profiling"},
     {"checkpoint"},
     {"registry", "store", "simulator"},
     {"lockfile"},

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from neuron_port.simulator import dtypes
+from neuron_port.simulator.bits import bit_view
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError
 from neuron_port.simulator.tensor import NkiTensor
 
@@ -41,7 +40,9 @@ def access_pattern(
     if scalar_offset is not None or vector_offset is not None:
         from neuron_port.simulator.indirect import indirect_pattern
 
-        return indirect_pattern(tensor, strides, counts, begin, scalar_offset, vector_offset, indirect_dim)
+        if base is not tensor:
+            base = tensor.view(base.dtype)  # the index counts rows of the tensor as given, in the new dtype
+        return indirect_pattern(base, strides, counts, begin, scalar_offset, vector_offset, indirect_dim)
     return static_pattern(base, strides, counts, begin)
 
 
@@ -58,12 +59,12 @@ def static_pattern(tensor: NkiTensor, strides: Sequence[int], counts: Sequence[i
         ConstraintError: on chip, the first stride does not step by one partition.
     """
     storage = tensor.storage
-    root_view = whole(tensor).view(tensor.dtype)
-    root = root_view.array
+    root, old = storage.array, storage.allocation.dtype
+    elements = root.size * old.itemsize // tensor.dtype.itemsize
     pattern = [[stride, count] for stride, count in zip(strides, counts, strict=True)]
     start = 0
     if storage.on_chip:
-        free = root.size // root.shape[0]
+        free = elements // root.shape[0]
         if counts[0] > 1 and strides[0] != free:
             raise ConstraintError(
                 f"ap: pattern {pattern} steps {strides[0]} elements per partition, but {tensor!r} has {free}",
@@ -78,22 +79,8 @@ def static_pattern(tensor: NkiTensor, strides: Sequence[int], counts: Sequence[i
             raise OutOfBoundsError(
                 f"ap: pattern {pattern} at offset {begin} leaves {tensor!r} ({free} per partition)"
             )
-    elif (
-        begin + sum((count - 1) * stride for stride, count in zip(strides, counts, strict=True)) >= root.size
-    ):
+    elif begin + sum((count - 1) * stride for stride, count in zip(strides, counts, strict=True)) >= elements:
         raise OutOfBoundsError(
-            f"ap: pattern {pattern} at offset {begin} leaves {tensor!r} ({root.size} elements)"
+            f"ap: pattern {pattern} at offset {begin} leaves {tensor!r} ({elements} elements)"
         )
-    return root_view._view(strided(root, strides, counts, begin), start, begin * root.itemsize)
-
-
-def strided(root: np.ndarray, strides: Sequence[int], counts: Sequence[int], begin: int) -> np.ndarray:
-    """A numpy view of `root` by element strides; not writeable where elements repeat."""
-    itemsize = root.itemsize
-    # ml_dtypes arrays export no buffer, so their bits are viewed as integers on the way.
-    carrier = root if root.dtype.isbuiltin else root.view(f"u{itemsize}")
-    steps = [stride * itemsize for stride in strides]
-    view = np.ndarray(counts, carrier.dtype, carrier, begin * itemsize, steps)
-    if any(stride == 0 and count > 1 for stride, count in zip(strides, counts, strict=True)):
-        view.flags.writeable = False
-    return view if carrier is root else view.view(root.dtype)
+    return bit_view(storage, tensor.dtype, counts, strides, begin, start)

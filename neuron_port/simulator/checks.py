@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from neuron_port.simulator import undefined
 from neuron_port.simulator.context import context, current_run
 from neuron_port.simulator.dtypes import DType
 from neuron_port.simulator.errors import ConstraintError, UnwrittenReadError
-from neuron_port.simulator.memory import MemoryRegion, Storage
+from neuron_port.simulator.memory import UNWRITTEN, MemoryRegion, Storage
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import engine
 
@@ -102,15 +103,36 @@ def check_start_partition(opcode: str, name: str, tile: NkiTensor) -> None:
         )
 
 
-def require_written(opcode: str, name: str, source: NkiTensor) -> None:
-    """Refuse to read elements that nothing has written."""
-    if not source.storage.is_written(source.stored):
-        missing = "all" if source.storage.state == 0 else "some"
-        raise UnwrittenReadError(
-            f"{opcode}: {name} {source!r} is read, but {missing} of its elements were never written "
-            f"(allocated at {source.storage.allocation.location})",
-            hint="initialise the tile with nisa.memset, or read only the part that was written",
-        )
+def require_written(opcode: str, name: str, source: NkiTensor, *, deciding: bool = False) -> None:
+    """Refuse to read a tensor that nothing has written; follow what is computed from unwritten elements.
+
+    A tile of which a part was written may be read whole: kernels transpose and multiply padded tiles and use only
+    the rows that mean something. What such a read yields is followed element by element (see undefined.py), and
+    refused where it decides something: in an output, an address, a register, a scale (`deciding`).
+    """
+    storage = source.storage
+    if storage.is_written(source.stored):
+        return
+    missing = "all" if storage.state == UNWRITTEN else "some"
+    message = (
+        f"{opcode}: {name} {source!r} is read, but {missing} of its elements were never written "
+        f"(allocated at {storage.allocation.location})"
+    )
+    if storage.state == UNWRITTEN or deciding or opcode in undefined.DECIDING:
+        refuse_undefined(message, None, storage)
+    undefined.note(source, message)
+
+
+def refuse_undefined(message: str, location: str | None, storage: Storage) -> NoReturn:
+    """Raise UnwrittenReadError; with the first read behind it, where the tensor was computed from such a read."""
+    if storage.origin is not None:
+        first, location = storage.origin
+        message = f"{first}; {message}" if first != message else first
+    raise UnwrittenReadError(
+        message,
+        location=location,
+        hint="initialise the tile with nisa.memset, or read only the part that was written",
+    )
 
 
 def check_memory(opcode: str, name: str, tile: NkiTensor, memory: MemoryRegion, why: str = "") -> None:

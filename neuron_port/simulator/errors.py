@@ -67,6 +67,22 @@ class OutputError(SimulatorError):
     """A kernel returns something that is not a fully written tensor in shared HBM."""
 
 
+class SynchronizationError(SimulatorError):
+    """Programs that should meet never do: a barrier, a sendrecv or a collective without its counterpart."""
+
+
+class RaceError(SimulatorError):
+    """Both cores touch the same bytes of shared HBM, one writes, and nothing orders them."""
+
+
+class HazardError(SimulatorError):
+    """Data is read after its memory was given to other data."""
+
+
+class LimitError(SimulatorError):
+    """The kernel used up a limit of the run: instructions, time, memory, allocations, recursion."""
+
+
 class UnsupportedError(SimulatorError):
     """Part of NKI that this simulator does not cover; it never guesses."""
 

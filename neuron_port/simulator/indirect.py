@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from neuron_port.simulator.access import static_pattern, strided
+from neuron_port.simulator.access import static_pattern
+from neuron_port.simulator.bits import bit_view
 from neuron_port.simulator.checks import check_source
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError, UnsupportedError
 from neuron_port.simulator.memory import MemoryRegion
@@ -108,13 +109,14 @@ class IndirectTensor(NkiTensor):
 
     def rows_view(self) -> NkiTensor:
         """All rows that a vector index can choose: [rows, *free counts], a view of the storage."""
-        root = self.storage.array
+        root, stored_as = self.storage.array, self.storage.allocation.dtype
+        elements = root.size * stored_as.itemsize // self.dtype.itemsize
         reach = self.begin + sum((c - 1) * s for c, s in zip(self.counts[1:], self.steps[1:], strict=True))
-        rows = min(self.rows, (root.size - 1 - reach) // self.row_elements + 1)
+        rows = min(self.rows, (elements - 1 - reach) // self.row_elements + 1)
         if rows < 1:
             raise OutOfBoundsError(f"the pattern of {self!r} leaves the tensor for every index")
-        array = strided(root, [self.row_elements, *self.steps[1:]], [rows, *self.counts[1:]], self.begin)
-        return NkiTensor(array, self.storage, self.dtype, 0, self.begin * root.itemsize)
+        steps, counts = [self.row_elements, *self.steps[1:]], [rows, *self.counts[1:]]
+        return bit_view(self.storage, self.dtype, counts, steps, self.begin, 0)
 
     def row_indices(self) -> np.ndarray:
         """The [P] integer indices as they are now."""

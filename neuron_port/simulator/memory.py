@@ -33,13 +33,17 @@ class MemoryRegion(Enum):
 UNWRITTEN = 0
 BY_OTHERS = 1  # memset, copies, DMA, any engine but TensorE
 BY_MATMUL = 2  # TensorE: only these elements may be accumulated onto
-MIXED = -1  # look at the mask: 0, BY_OTHERS or BY_MATMUL for each element
+MIXED = -1  # look at the mask: 0, BY_OTHERS or BY_MATMUL for each element, perhaps with the bit UNDEFINED
+UNDEFINED = 4  # bit in the mask: written, but computed from elements that nothing has written
+WRITERS = UNDEFINED - 1
+POISON_INTEGER = 4
 
 
 class Allocation:
     """The record of a tensor that outlives its array: identity, size, live range in instruction indices."""
 
     __slots__ = (
+        "address",
         "buffer",
         "bytes_per_partition",
         "code",
@@ -73,6 +77,7 @@ class Allocation:
         self.line = line
         self.first = -1  # index of the first instruction that writes it
         self.start_partition = 0  # from nl.ndarray(address=...)
+        self.address: tuple[int, int] | None = None  # (partition, byte in it), if the kernel chose it
         self.last = -1  # index of the last instruction that touches it
 
     @property
@@ -95,7 +100,7 @@ class Allocation:
 class Storage:
     """The array behind a tensor and all of its views, with the state of every element."""
 
-    __slots__ = ("allocation", "array", "buffer", "mask", "on_chip", "remaining", "state")
+    __slots__ = ("allocation", "array", "buffer", "mask", "on_chip", "origin", "poisoned", "remaining", "state")
 
     def __init__(self, array: np.ndarray, allocation: Allocation, state: int = UNWRITTEN) -> None:
         self.array = array
@@ -105,6 +110,8 @@ class Storage:
         self.state = state
         self.mask: np.ndarray | None = None
         self.remaining = array.size
+        self.origin: tuple[str, str | None] | None = None  # (message, location) of the read behind UNDEFINED
+        self.poisoned = False  # whether never-written elements were filled with NaN
 
     def mark_written(self, view: NkiTensor, writer: int) -> None:
         """Remember that `writer` wrote all elements of `view`, a view of this storage."""
@@ -134,7 +141,7 @@ class Storage:
         mask = self.mask
         if self.remaining == 0 and mask is not None:
             lowest, highest = int(mask.min()), int(mask.max())
-            if lowest == highest:
+            if lowest == highest < UNDEFINED:
                 self.state = lowest
                 self.mask = None
 
@@ -168,7 +175,27 @@ class Storage:
         """Whether all elements of `view` are written."""
         if self.state > 0:
             return True
-        return self.state == MIXED and bool(self.mask_of(view).all())
+        if self.state != MIXED:
+            return False
+        mask = self.mask_of(view)
+        return bool(mask.all()) and (self.origin is None or int(mask.max()) < UNDEFINED)
+
+    def undefined_in(self, view: NkiTensor) -> np.ndarray:
+        """Which elements of `view` are never written, or computed from such elements; true of view's shape."""
+        mask = self.mask_of(view)
+        return (mask == UNWRITTEN) | (mask >= UNDEFINED)
+
+    def mark_undefined(self, view: NkiTensor, undefined: np.ndarray, origin: tuple[str, str | None]) -> None:
+        """Remember that the elements `view[undefined]` were computed from elements that nothing has written."""
+        self.mask_of(view)[undefined] |= UNDEFINED
+        if self.origin is None:
+            self.origin = origin
+
+    def poison(self) -> None:
+        """Fill what was never written with NaN (integers with 4), as AWS's simulator does; once."""
+        if not self.poisoned and self.mask is not None and self.array.flags.writeable:
+            self.array[self.mask == UNWRITTEN] = np.nan if self.array.dtype.kind == "f" else POISON_INTEGER
+            self.poisoned = True
 
 
 def peak_of(
@@ -176,19 +203,52 @@ def peak_of(
 ) -> tuple[int, int, list[Allocation]]:
     """Largest sum of live tensors in `buffer`: (units, instruction where it is reached, tensors live there).
 
-    A tensor lives from the first write to the last use; each takes ceil(bytes per partition / unit) units.
+    A tensor lives from the first write to the last use; each takes ceil(bytes per partition / unit) units. Tensors
+    at explicit addresses may share units, which count once.
     """
     changes: list[tuple[int, int, Allocation]] = []
+    placed: list[Allocation] = []
     for allocation in allocations:
         if allocation.buffer is buffer and allocation.first >= 0:
             units = -(-allocation.bytes_per_partition // unit)
+            if allocation.address is not None:
+                placed.append(allocation)
             changes.append((allocation.first * 2, units, allocation))
             changes.append((max(allocation.first, allocation.last) * 2 + 1, -units, allocation))
     changes.sort(key=lambda change: change[0])
+    cover = _Cover(placed, unit)
     live = peak = peak_at = 0
-    for moment, units, _ in changes:
-        live += units
+    for moment, units, allocation in changes:
+        live += units if allocation.address is None else cover.change(allocation, units > 0)
         if live > peak:
             peak, peak_at = live, moment // 2
     at_peak = [a for _, units, a in changes if units > 0 and a.first <= peak_at <= max(a.first, a.last)]
     return peak, peak_at, at_peak
+
+
+class _Cover:
+    """How many units of a partition the live tensors at explicit addresses cover together."""
+
+    def __init__(self, placed: list[Allocation], unit: int) -> None:
+        self.unit = unit
+        edges = sorted({edge for allocation in placed for edge in self._span(allocation)})
+        self.place = {edge: position for position, edge in enumerate(edges)}
+        self.lengths = np.diff(np.asarray(edges, dtype=np.int64))
+        self.counts = np.zeros(len(self.lengths), dtype=np.int32)
+
+    def _span(self, allocation: Allocation) -> tuple[int, int]:
+        first = 0 if allocation.address is None else allocation.address[1]
+        return first // self.unit, -(-(first + allocation.bytes_per_partition) // self.unit)
+
+    def change(self, allocation: Allocation, begins: bool) -> int:
+        """The change of the covered units when the allocation begins or ends to live."""
+        first, end = self._span(allocation)
+        part = slice(self.place[first], self.place[end])
+        counts, lengths = self.counts[part], self.lengths[part]
+        if begins:
+            change = int(lengths[counts == 0].sum())
+            counts += 1
+        else:
+            counts -= 1
+            change = -int(lengths[counts == 0].sum())
+        return change

@@ -185,14 +185,26 @@ def _operand_of(recorded: Recorded) -> Operand:
     )
 
 
-class Trace:
-    """The instructions of one run in program order."""
+class LoopIteration(NamedTuple):
+    """One pass through the body of a hardware loop; the ends are exclusive indices into the trace's lists."""
 
-    __slots__ = ("allocations", "instructions")
+    loop: int  # number of the loop's execution within the run
+    first_instruction: int
+    end_instruction: int
+    first_allocation: int
+    end_allocation: int
+
+
+class Trace:
+    """The instructions of one run in program order, with the hardware loops and no_reorder blocks they ran in."""
+
+    __slots__ = ("allocations", "instructions", "iterations", "ordered_blocks")
 
     def __init__(self) -> None:
         self.instructions: list[NkiInstruction] = []
         self.allocations: list[Allocation] = []
+        self.iterations: list[LoopIteration] = []
+        self.ordered_blocks: list[tuple[int, int]] = []  # [first, end) instructions of nl.no_reorder blocks
 
     def __len__(self) -> int:
         return len(self.instructions)

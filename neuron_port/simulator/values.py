@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from neuron_port.simulator.bits import ComputedTensor
 from neuron_port.simulator.checks import check_vector_operand
 from neuron_port.simulator.context import current_run
 from neuron_port.simulator.dtypes import FLOAT32, float32
@@ -21,6 +22,11 @@ def read(tile: NkiTensor) -> np.ndarray:
     dtype = tile.dtype
     if dtype.is_float:
         return tile.array
+    if dtype.is_packed:
+        raise ConstraintError(
+            f"{tile!r} holds four elements in one and cannot be computed with",
+            hint="multiply it with nisa.nc_matmul_mx, or view it as the dtype of one element",
+        )
     if dtype.itemsize == 4 and not np.abs(tile.array.astype(np.int64)).max() <= EXACT_INTEGERS:
         current_run().warn(f"{tile!r} holds integers beyond 2**24, which float32 arithmetic rounds")
     return tile.array.astype(FLOAT32)
@@ -45,8 +51,8 @@ def write(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> None:
     try:
         array[...] = values
     except ValueError:
-        refuse_write(dst)
-        raise
+        store_computed(dst, values, writer)
+        return
     storage = dst.storage
     if storage.state != writer:
         storage.mark_written(dst, writer)
@@ -70,8 +76,8 @@ def write_raw(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> No
     try:
         array[...] = values if values.shape == array.shape else values.reshape(array.shape)
     except ValueError:
-        refuse_write(dst)
-        raise
+        store_computed(dst, values, writer)
+        return
     storage = dst.storage
     if storage.state != writer:
         storage.mark_written(dst, writer)
@@ -82,11 +88,20 @@ def fill(dst: NkiTensor, value: float) -> None:
     try:
         dst.array[...] = value
     except ValueError:
-        refuse_write(dst)
-        raise
+        store_computed(dst, np.full(dst.array.shape, value, dst.dtype.held), BY_OTHERS)
+        return
     storage = dst.storage
     if storage.state != BY_OTHERS:
         storage.mark_written(dst, BY_OTHERS)
+
+
+def store_computed(dst: NkiTensor, values: np.ndarray, writer: int) -> None:
+    """Store through a view whose elements numpy cannot write in place, or say why that cannot be."""
+    if isinstance(dst, ComputedTensor):
+        dst.store(values, writer)
+        return
+    refuse_write(dst)
+    raise ValueError(f"{dst!r} refuses values of shape {values.shape}")
 
 
 def refuse_write(dst: NkiTensor) -> None:

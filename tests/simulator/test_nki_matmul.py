@@ -93,23 +93,32 @@ def test_accumulation_is_tracked_by_element(rng):
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
-def after_memset(accumulate):
+def after_memset(accumulate, value=0.0):
     def steps(psum, stationary, moving):
-        nisa.memset(psum, 0.0)
+        nisa.memset(psum, value)
         nisa.nc_matmul(psum, stationary, moving, accumulate=accumulate)
 
     return steps
 
 
 @pytest.mark.parametrize("target", ["trn1", "trn2"])
-@pytest.mark.parametrize("accumulate", [True, None])
-def test_accumulating_onto_memset_is_refused(rng, target, accumulate):
+@pytest.mark.parametrize(("accumulate", "value"), [(True, 0.0), (True, 2.0), (None, 2.0)])
+def test_accumulating_onto_memset_is_refused(rng, target, accumulate, value):
     """PSUM that memset wrote last cannot be accumulated onto; overwriting it is fine."""
     left = rng.standard_normal((8, 4)).astype(np.float32)
     right = rng.standard_normal((8, 6)).astype(np.float32)
     with pytest.raises(AccumulationError, match="drop the memset"):
-        run_kernel(matmul_kernel(after_memset(accumulate)), left, right, target=target)
-    run_kernel(matmul_kernel(after_memset(False)), left, right, target=target)
+        run_kernel(matmul_kernel(after_memset(accumulate, value)), left, right, target=target)
+    run_kernel(matmul_kernel(after_memset(False, value)), left, right, target=target)
+
+
+def test_the_first_matmul_onto_cleared_psum_warns(rng):
+    """Overwriting zeros and adding to them give the same, so accumulate=None on a memset of zero only warns."""
+    left = rng.standard_normal((8, 4)).astype(np.float32)
+    right = rng.standard_normal((8, 6)).astype(np.float32)
+    run = run_kernel(matmul_kernel(after_memset(None)), left, right)
+    np.testing.assert_allclose(run.outputs[0], left.T @ right, rtol=1e-5, atol=1e-6)
+    assert any("cleared by another instruction" in warning for warning in run.warnings)
 
 
 def test_accumulating_onto_a_partial_copy_is_refused(rng):

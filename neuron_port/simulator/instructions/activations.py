@@ -20,6 +20,7 @@ SQRT_HALF = np.float32(math.sqrt(0.5))
 GELU_TANH_SCALE = np.float32(math.sqrt(2.0 / math.pi))
 GELU_TANH_CUBIC = np.float32(0.044715)
 GELU_SIGMOID_SCALE = np.float32(1.702)
+PI = np.float32(math.pi)
 ERF_SATURATES = 4.0  # erf(4) differs from 1 by 1.5e-8, below half an ulp of float32
 
 
@@ -105,6 +106,19 @@ def rsqrt(x: np.ndarray) -> np.ndarray:
     return ONE / np.sqrt(x)
 
 
+def sin(x: np.ndarray) -> np.ndarray:
+    """sin(x) in [-pi, pi]; beyond, what the hardware makes of it without range reduction.
+
+    The outermost piece of its table is a cubic around pi that goes on beyond it: with d = |x| - pi, d ** 3 / 6 - d
+    has the sign of x. That gives the documented 27.65 for 9 (nki.api.shared.rst).
+    """
+    beyond = np.abs(x) - PI
+    if not (beyond > 0).any():
+        return np.sin(x)
+    extrapolated = np.copysign(beyond * beyond * beyond / np.float32(6.0) - beyond, x)
+    return np.where(beyond > 0, extrapolated, np.sin(x))
+
+
 def copy(x: np.ndarray) -> np.ndarray:
     """x."""
     return x
@@ -115,7 +129,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu_apprx_tanh": gelu_apprx_tanh, "gelu_apprx_sigmoid": gelu_apprx_sigmoid,
     "gelu_apprx_sigmoid_dx": gelu_apprx_sigmoid_dx, "silu": silu, "silu_dx": silu_dx, "tanh": np.tanh,
     "softplus": softplus, "mish": mish, "erf": erf, "erf_dx": erf_dx, "exp": np.exp, "sign": np.sign,
-    "abs": np.abs, "log": np.log, "sqrt": np.sqrt, "rsqrt": rsqrt, "reciprocal": np.reciprocal, "sin": np.sin,
+    "abs": np.abs, "log": np.log, "sqrt": np.sqrt, "rsqrt": rsqrt, "reciprocal": np.reciprocal, "sin": sin,
     "arctan": np.arctan,
 }  # fmt: skip
 
@@ -124,7 +138,7 @@ VALID_RANGES: dict[str, tuple[float, float]] = {
     "log": (2.0**-64, 2.0**64),
     "sqrt": (2.0**-116, 2.0**118),
     "rsqrt": (2.0**-87, 2.0**97),
-    "sin": (-math.pi, math.pi),
+    "sin": (-float(PI), float(PI)),
     "arctan": (-math.pi / 2, math.pi / 2),
 }
 RECIPROCAL_RANGE = (2.0**-42, 2.0**42)  # of the magnitude
@@ -133,7 +147,7 @@ for _name, _function in ACTIVATIONS.items():
     operator_named(_name).activation = _function
 
 
-def range_complaint(op: Operator, x: np.ndarray) -> str | None:
+def range_complaint(opcode: str, op: Operator, x: np.ndarray) -> str | None:
     """What is wrong with inputs outside the range of the function's table, or None."""
     magnitude = op.name == "reciprocal"
     limits = RECIPROCAL_RANGE if magnitude else VALID_RANGES.get(op.name)
@@ -145,6 +159,6 @@ def range_complaint(op: Operator, x: np.ndarray) -> str | None:
     if lowest >= limits[0] and highest <= limits[1]:
         return None
     return (
-        f"activation: nl.{op.name} sees inputs from {lowest:.6g} to {highest:.6g}; ScalarE's table is valid "
-        f"only in [{limits[0]:.6g}, {limits[1]:.6g}]"
+        f"{opcode}: nl.{op.name} sees inputs from {lowest:.6g} to {highest:.6g}; ScalarE's table is valid "
+        f"only in [{limits[0]:.6g}, {limits[1]:.6g}] (nki.api.shared, activation functions)"
     )

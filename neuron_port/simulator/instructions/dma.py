@@ -18,7 +18,7 @@ from neuron_port.simulator.indirect import IndirectTensor
 from neuron_port.simulator.memory import BY_OTHERS, MemoryRegion
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import NkiInstruction, engine
-from neuron_port.simulator.values import refuse_write
+from neuron_port.simulator.values import refuse_write, store_computed
 
 Engine = engine
 PSUM = MemoryRegion.psum
@@ -62,6 +62,7 @@ def dma_copy(
             hint="slice both sides to the same number of elements; nothing broadcasts",
         )
     if priority is not None or dge_mode is not DgeMode.unknown or engine is not Engine.unknown:
+        dge_mode = _mode_of("dma_copy", dge_mode)
         _check_options(dst, src, priority, dge_mode, engine)
     if dst.__class__ is IndirectTensor or src.__class__ is IndirectTensor:
         return _copy_indirect(dst, src, oob_mode, name, dge_mode, engine)
@@ -84,14 +85,19 @@ def _store(dst: NkiTensor, values: np.ndarray, src: NkiTensor) -> None:
     """Cast `values` of src's dtype and store them in dst."""
     array = dst.array
     if dst.dtype is not src.dtype:
+        if dst.dtype.is_packed or src.dtype.is_packed:
+            raise ConstraintError(
+                f"dma_copy: dst {dst!r} and src {src!r} differ in dtype, and packed elements cannot be converted",
+                hint="reinterpret one side: .view(dtype)",
+            )
         values = dst.dtype.rounded(values if values.dtype == FLOAT32 else values.astype(FLOAT32))
     if values.shape != array.shape:
         values = values.reshape(array.shape)
     try:
         array[...] = values
     except ValueError:
-        refuse_write(dst)
-        raise
+        store_computed(dst, values, BY_OTHERS)
+        return
     storage = dst.storage
     if storage.state != BY_OTHERS:
         storage.mark_written(dst, BY_OTHERS)
@@ -129,13 +135,21 @@ def _check_sides(opcode: str, dst: Any, src: Any) -> None:
         raise
 
 
+def _mode_of(opcode: str, mode: Any) -> dge_mode:
+    """The descriptor mode; AWS's kernels of NKI 0.3 also give its number, which the documents no longer allow."""
+    if isinstance(mode, DgeMode):
+        return mode
+    if isinstance(mode, int) and mode in {one.value for one in DgeMode}:
+        current_run().warn(f"{opcode}: dge_mode is the number {mode}; write nisa.dge_mode.{DgeMode(mode).name}")
+        return DgeMode(mode)
+    raise ConstraintError(
+        f"{opcode}: dge_mode is {mode!r}", hint="use nisa.dge_mode.unknown, swdge, hwdge or none"
+    )
+
+
 def _check_options(dst: NkiTensor, src: NkiTensor, priority: Any, mode: Any, chosen: engine) -> None:
     if priority is not None:
         check_generation("dma_copy", 4, "priority")
-    if not isinstance(mode, DgeMode):
-        raise ConstraintError(
-            f"dma_copy: dge_mode is {mode!r}", hint="use nisa.dge_mode.unknown, swdge, hwdge or none"
-        )
     if chosen is not Engine.unknown and mode is not DgeMode.hwdge:
         raise ConstraintError(f"dma_copy: engine {chosen} is given without dge_mode=nisa.dge_mode.hwdge")
     check_engine("dma_copy", chosen, (Engine.sync, Engine.scalar))
@@ -218,6 +232,8 @@ def _gather(
         by_row.array[partitions] = cast
         dst.storage.mark_selected(by_row, partitions)
     touch(dst.storage, written=True)
+    if run.logical_core is not None:
+        run.logical_core.note_rows(run, rows, indices)
     return _finish(run, dst, _row_operand(src, rows), name, indices=(src.index,), indirect="gather")
 
 
@@ -241,6 +257,8 @@ def _scatter(
     touch(dst.index.storage)
     touch(src.storage)
     touch(dst.storage, written=True)
+    if run.logical_core is not None:
+        run.logical_core.note_rows(run, rows, indices)
     return _finish(run, _row_operand(dst, rows), src, name, indices=(dst.index,), indirect="scatter")
 
 
@@ -290,7 +308,7 @@ def dma_transpose(
         )
     if src.array.shape[-1] > 128:
         raise ConstraintError(f"dma_transpose: the last dimension of src {src!r} exceeds 128")
-    if dge_mode is DgeMode.hwdge:
+    if _mode_of("dma_transpose", dge_mode) is DgeMode.hwdge:
         check_generation("dma_transpose", 3, "hwdge")
         _check_hwdge_transpose(src)
     require_written("dma_transpose", "src", src)

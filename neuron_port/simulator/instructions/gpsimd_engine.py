@@ -61,9 +61,12 @@ def affine_select(
     if isinstance(on_false_value, NkiTensor):
         raise ConstraintError(f"affine_select: on_false_value is {on_false_value!r}, must be a number")
     values = _affine("affine_select", dst, pattern, offset, channel_multiplier)
-    source = read(on_true_tile)
-    selected = np.where(cmp_op.alu(values, 0).reshape(source.shape), source, np.float32(on_false_value))
-    write(dst, selected)
+    chosen = cmp_op.alu(values, 0).reshape(on_true_tile.array.shape)
+    if dst.dtype is on_true_tile.dtype:  # bits are kept: a 32-bit integer need not fit float32
+        other = dst.dtype.rounded(np.full(1, on_false_value, dtype=FLOAT32))
+        write_raw(dst, np.where(chosen, on_true_tile.array, other))
+    else:
+        write(dst, np.where(chosen, read(on_true_tile), np.float32(on_false_value)))
     return record("affine_select", engine.gpsimd, (dst, on_true_tile), name)
 
 

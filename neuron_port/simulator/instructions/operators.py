@@ -16,7 +16,7 @@ from neuron_port.simulator.errors import ConstraintError
 class Operator:
     """One operator: its NumPy meaning, its class, and which instructions may use it."""
 
-    __slots__ = ("activation", "alu", "bitwise", "identity", "name", "reduce", "unary", "wrapper")
+    __slots__ = ("activation", "alu", "bitwise", "identity", "name", "reduce", "since", "unary", "wrapper")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -25,6 +25,7 @@ class Operator:
         self.bitwise = False
         self.reduce: Any = None  # the ufunc's reduce, if the operator is reducible
         self.identity: float | None = None
+        self.since = 2  # first generation whose ALUs have it
         self.activation: Callable[[np.ndarray], np.ndarray] | None = None
         self.wrapper: Callable[..., Any] | None = None  # what calling the token does
 
@@ -50,10 +51,16 @@ def operator_named(name: str) -> Operator:
 
 
 def _alu(
-    name: str, function: Any, *, reduces: bool = False, unary: bool = False, bitwise: bool = False
+    name: str,
+    function: Any,
+    *,
+    reduces: bool = False,
+    unary: bool = False,
+    bitwise: bool = False,
+    since: int = 2,
 ) -> Operator:
     op = operator_named(name)
-    op.alu, op.unary, op.bitwise = function, unary, bitwise
+    op.alu, op.unary, op.bitwise, op.since = function, unary, bitwise, since
     if reduces:
         op.reduce = function.reduce
         op.identity = {"add": 0.0, "multiply": 1.0, "maximum": -np.inf, "minimum": np.inf}.get(name)
@@ -62,6 +69,23 @@ def _alu(
 
 def _rsqrt(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return np.divide(np.float32(1.0), np.sqrt(values), out=out)
+
+
+def _relu(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    return np.maximum(values, np.float32(0), out=out)
+
+
+def _winner(beats: Any) -> Callable[..., np.ndarray]:
+    """The operand whose magnitude `beats` the other's, with its sign; the second one of equals."""
+
+    def winner(first: Any, second: Any, out: np.ndarray | None = None) -> np.ndarray:
+        chosen = np.where(beats(np.abs(first), np.abs(second)), first, second)
+        if out is None:
+            return chosen
+        out[...] = chosen
+        return out
+
+    return winner
 
 
 def _shift(function: Any) -> Callable[[np.ndarray, Any], np.ndarray]:
@@ -92,6 +116,11 @@ power = _alu("power", np.power)
 abs_ = _alu("abs", np.abs, unary=True)
 rsqrt = _alu("rsqrt", _rsqrt, unary=True)
 reciprocal = _alu("reciprocal", np.reciprocal, unary=True)
+# NeuronCore-v4 (nl.abs_max, nl.abs_min; release notes of NKI 0.4 for square and relu).
+abs_max = _alu("abs_max", _winner(np.greater), since=4)
+abs_min = _alu("abs_min", _winner(np.less), since=4)
+square = _alu("square", np.square, unary=True, since=4)
+relu = _alu("relu", _relu, unary=True, since=4)
 bitwise_and = _alu("bitwise_and", np.bitwise_and, reduces=True, bitwise=True)
 bitwise_or = _alu("bitwise_or", np.bitwise_or, reduces=True, bitwise=True)
 bitwise_xor = _alu("bitwise_xor", np.bitwise_xor, reduces=True, bitwise=True)
@@ -102,12 +131,8 @@ right_shift = _alu("right_shift", _shift(np.right_shift), bitwise=True)
 COMPARISONS = (equal, not_equal, greater, greater_equal, less, less_equal)
 GPSIMD_ONLY = (power, rsqrt)  # no other engine's ALU has them, and GpSimdE cannot reach PSUM
 COMPILE_NOT = ("divide", "mod", "fmod")  # named by AWS, refused by its compiler (release notes 0.3, 0.4)
-TOKENS_ONLY = (
-    "average",
-    "prelu",
-    "bypass",
-    "abs_max",
-    "abs_min",
-)  # named by AWS; NeuronCore-v4 or special uses
+TOKENS_ONLY = ("average", "prelu", "bypass")  # named by AWS for special uses, not callable
 for _name in TOKENS_ONLY + COMPILE_NOT:
     operator_named(_name)
+bypass = operator_named("bypass")
+prelu = operator_named("prelu")

@@ -1,36 +1,34 @@
-"""ScalarE: activation functions of scaled and shifted inputs, with a running sum for each partition.
-
-The 128 sum registers belong to the engine and outlive an instruction; `reduce_cmd` says what happens to them.
-"""
+"""ScalarE: activation functions of scaled and shifted inputs, with a running sum for each partition."""
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from neuron_port.simulator.checks import check_destination, check_generation, check_tiles
+from neuron_port.simulator.checks import check_generation, check_tiles
 from neuron_port.simulator.context import Run, context, current_run, record
-from neuron_port.simulator.dtypes import FLOAT32, tfloat32
-from neuron_port.simulator.errors import ConstraintError, UnwrittenReadError
+from neuron_port.simulator.dtypes import tfloat32
+from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.instructions.accumulators import (
+    IDENTITIES,
+    check_command,
+    check_result_tile,
+    keep,
+    read_out,
+    reduce_cmd,
+    reduced,
+    starting_values,
+    write_result,
+)
 from neuron_port.simulator.instructions.activations import ACTIVATIONS, VALID_RANGES, range_complaint
-from neuron_port.simulator.instructions.operators import Operator, add
+from neuron_port.simulator.instructions.operators import Operator, add, prelu
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import NkiInstruction, engine
 from neuron_port.simulator.values import read, scalar_or_vector, write
 
-
-class reduce_cmd(Enum):  # noqa: N801 - AWS's name
-    """What an instruction does with its engine's accumulator registers."""
-
-    idle = 0
-    reset = 1
-    reduce = 2
-    reset_reduce = 3
-    load_reduce = 4
-
-
+Reduce = reduce_cmd
+COMMANDS = (Reduce.idle, Reduce.reset, Reduce.reduce, Reduce.reset_reduce)
 LIMITED = frozenset([*VALID_RANGES, "reciprocal"])
 
 
@@ -63,9 +61,10 @@ def activation_reduce(
     scale: float | NkiTensor = 1.0,
     name: str | None = None,
 ) -> NkiInstruction:
-    """dst = op(data * scale + bias) and reduce_res [P, 1] = its sum over the free dimensions."""
-    if reduce_res is None:
-        raise ConstraintError("activation_reduce: reduce_res is missing", hint="pass a (P, 1) tile")
+    """dst = op(data * scale + bias), and reduce_res [P, 1] = its sum over the free dimensions.
+
+    With reduce_res None the sum stays in the engine's registers.
+    """
     if reduce_op is None:
         raise ConstraintError("activation_reduce: reduce_op is missing", hint="pass nl.add")
     return _activation(
@@ -87,10 +86,7 @@ def _activation(
 ) -> NkiInstruction:
     check_tiles(opcode, ("dst", "data"), dst, data)
     if op.__class__ is not Operator or op.activation is None:
-        raise ConstraintError(
-            f"{opcode}: {op!r} is no activation function",
-            hint=f"ScalarE has {', '.join(sorted(ACTIVATIONS))}",
-        )
+        refuse_activation(opcode, op)
     run = context.run or current_run()
     values = read(data)
     operands = [dst, data]
@@ -105,29 +101,69 @@ def _activation(
         _check_bias(opcode, run, op, bias, operands)
         values = values + scalar_or_vector(opcode, "bias", bias, values)
     if op.name in LIMITED:
-        complaint = range_complaint(op, values)
-        if complaint:
-            run.warn(complaint)
+        warn_of_range(opcode, run, op, values)
     results = op.activation(values)
-    if reduce_op is not None or reduce_res is not None or command is not Reduce.idle:
-        sums = _accumulate(opcode, run, results, reduce_op, command, reduce_res is not None)
+    if reduce_op is None and reduce_res is None and command is Reduce.idle:
         write(dst, results)
-        if reduce_res is not None:
-            partitions = data.array.shape[0]
-            if reduce_res.size != partitions or reduce_res.array.shape[0] != partitions:
-                raise ConstraintError(
-                    f"{opcode}: reduce_res {reduce_res!r} must have shape ({partitions}, 1)"
-                )
-            check_destination(opcode, "reduce_res", reduce_res)
-            write(reduce_res, sums[:partitions])
-            operands.insert(1, reduce_res)
-    else:
-        write(dst, results)
-    writes = 1 if reduce_res is None else 2
-    return record(opcode, engine.scalar, operands, name, writes=writes, table=op.name)
+        return record(opcode, engine.scalar, operands, name, table=op.name)
+    if reduce_op is not None and reduce_op is not add:
+        raise ConstraintError(
+            f"{opcode}: reduce_op {reduce_op!r} must be nl.add", hint="use nisa.tensor_reduce"
+        )
+    return finish_with_registers(
+        opcode, dst, op, data, results, operands, reduce_op, command, reduce_res, name
+    )
 
 
-Reduce = reduce_cmd
+def finish_with_registers(
+    opcode: str,
+    dst: NkiTensor,
+    op: Operator,
+    data: NkiTensor,
+    results: np.ndarray,
+    operands: list[NkiTensor],
+    reduce_op: Operator | None,
+    command: reduce_cmd,
+    reduce_res: NkiTensor | None,
+    name: str | None,
+) -> NkiInstruction:
+    """Carry out `command` on ScalarE's registers, write dst, then read the registers out into reduce_res."""
+    check_command(opcode, command, COMMANDS)
+    reduces = command is Reduce.reduce or command is Reduce.reset_reduce
+    if reduces and reduce_op is None:
+        raise ConstraintError(f"{opcode}: reduce_cmd {command.name} needs reduce_op", hint="pass nl.add")
+    if reduce_res is not None:
+        check_result_tile(opcode, reduce_res, data)
+    if command is Reduce.reset:
+        keep(engine.scalar, data, np.full(data.shape[0], IDENTITIES[reduce_op or add], np.float32))
+    elif reduces and reduce_op is not None:
+        start = starting_values(opcode, engine.scalar, data, reduce_op, command)
+        keep(engine.scalar, data, reduced(reduce_op, start, results))
+    write(dst, results)
+    if reduce_res is None:
+        return record(opcode, engine.scalar, operands, name, table=op.name)
+    write_result(reduce_res, read_out(opcode, engine.scalar, data))
+    operands.insert(1, reduce_res)
+    return record(opcode, engine.scalar, operands, name, writes=2, table=op.name, reads_accumulator=True)
+
+
+def refuse_activation(opcode: str, op: Any) -> None:
+    """Say what is wrong with something that is no activation function here."""
+    if op is prelu:
+        raise ConstraintError(
+            f"{opcode}: nl.prelu needs the slope of its negative side, which {opcode} cannot pass",
+            hint="use nisa.activate2(..., relu_param=slope) on NeuronCore-v4",
+        )
+    raise ConstraintError(
+        f"{opcode}: {op!r} is no activation function", hint=f"ScalarE has {', '.join(sorted(ACTIVATIONS))}"
+    )
+
+
+def warn_of_range(opcode: str, run: Run, op: Operator, values: np.ndarray) -> None:
+    """Note inputs outside the range that the function's table is valid for."""
+    complaint = range_complaint(opcode, op, values)
+    if complaint:
+        run.warn(complaint)
 
 
 def _check_bias(opcode: str, run: Run, op: Operator, bias: Any, operands: list[NkiTensor]) -> None:
@@ -141,31 +177,3 @@ def _check_bias(opcode: str, run: Run, op: Operator, bias: Any, operands: list[N
         operands.append(bias)
     else:
         check_generation(opcode, 3, f"bias={bias!r} as a number (memset a (P, 1) tile on NeuronCore-v2)")
-
-
-def _accumulate(
-    opcode: str, run: Run, results: np.ndarray, reduce_op: Any, command: reduce_cmd, read_out: bool
-) -> np.ndarray:
-    """Carry out `command` on ScalarE's registers and return them."""
-    if not isinstance(command, Reduce) or command is Reduce.load_reduce:
-        raise ConstraintError(
-            f"{opcode}: reduce_cmd is {command!r}, must be one of idle, reset, reduce, reset_reduce"
-        )
-    if reduce_op is not None and reduce_op is not add:
-        raise ConstraintError(
-            f"{opcode}: reduce_op {reduce_op!r} must be nl.add", hint="use nisa.tensor_reduce"
-        )
-    reduces = command in (Reduce.reduce, Reduce.reset_reduce)
-    if reduces and reduce_op is None:
-        raise ConstraintError(f"{opcode}: reduce_cmd {command.name} needs reduce_op=nl.add")
-    registers = run.accumulators.get(engine.scalar)
-    if command in (Reduce.reset, Reduce.reset_reduce):
-        registers = run.accumulators[engine.scalar] = np.zeros(128, dtype=FLOAT32)
-    if registers is None and (reduces or read_out):
-        raise UnwrittenReadError(
-            f"{opcode}: the sum registers of ScalarE were never reset",
-            hint="start with reduce_cmd=nisa.reduce_cmd.reset_reduce",
-        )
-    if reduces and registers is not None:
-        registers[: results.shape[0]] += results.reshape(results.shape[0], -1).sum(axis=1, dtype=FLOAT32)
-    return registers if registers is not None else np.zeros(128, dtype=FLOAT32)

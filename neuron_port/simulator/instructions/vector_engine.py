@@ -54,6 +54,8 @@ def check_operator(opcode: str, op: Any, *, unary: bool | None = None, reducible
         raise ConstraintError(
             f"{opcode}: {op!r} is no operator of the ALU", hint=hint or "pass a token such as nl.add"
         )
+    if op.since > 2:
+        check_generation(opcode, op.since, f"{op!r} as an operator of the ALU")
     if unary is not None and op.unary is not unary:
         raise ConstraintError(f"{opcode}: {op!r} takes {'one input' if op.unary else 'two inputs'}")
     if reducible and op.reduce is None:
@@ -101,7 +103,7 @@ def tensor_tensor(
     Not both inputs in PSUM. nl.power runs on GpSimdE, as do 32-bit integers (exactly) without PSUM operands.
     """
     check_tiles("tensor_tensor", ("dst", "data1", "data2"), dst, data1, data2)
-    if op.__class__ is not Operator or op.alu is None or op.unary:
+    if op.__class__ is not Operator or op.alu is None or op.unary or op.since > 2:
         check_operator("tensor_tensor", op, unary=False)
     if data1.storage.buffer is PSUM and data2.storage.buffer is PSUM:
         check_not_both_psum("tensor_tensor", ("data1", "data2"), data1, data2)

@@ -1,8 +1,4 @@
-"""VectorE: selection by masks and bounds, with the engine's accumulator registers for row reductions.
-
-The 128 float32 registers are shared by range_select, select_reduce, tensor_scalar_reduce and
-tensor_scalar_cumulative.
-"""
+"""VectorE: selection by masks and bounds, with the engine's accumulator registers for row reductions."""
 
 from __future__ import annotations
 
@@ -10,16 +6,27 @@ from typing import Any
 
 import numpy as np
 
+from neuron_port.simulator.bits import ComputedTensor
 from neuron_port.simulator.checks import (
-    check_destination,
     check_dtype,
     check_generation,
     check_not_both_psum,
     check_tiles,
 )
-from neuron_port.simulator.context import Run, current_run, record
+from neuron_port.simulator.context import current_run, record
 from neuron_port.simulator.dtypes import FLOAT32, float32, int8, int16, int32, tfloat32, uint8, uint16, uint32
-from neuron_port.simulator.errors import ConstraintError, UnwrittenReadError
+from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.instructions.accumulators import (
+    check_command,
+    check_initial,
+    check_result_tile,
+    forget,
+    keep,
+    reduce_cmd,
+    reduced,
+    starting_values,
+    write_result,
+)
 from neuron_port.simulator.instructions.operators import (
     Operator,
     add,
@@ -33,7 +40,6 @@ from neuron_port.simulator.instructions.operators import (
     multiply,
     subtract,
 )
-from neuron_port.simulator.instructions.scalar_engine import reduce_cmd
 from neuron_port.simulator.instructions.vector_engine import check_operator
 from neuron_port.simulator.memory import BY_OTHERS
 from neuron_port.simulator.tensor import NkiTensor
@@ -67,10 +73,13 @@ def tensor_copy_predicated(
     chosen = predicate.array.reshape(dst.array.shape) != 0
     if reverse_pred:
         chosen = ~chosen
-    if not dst.array.flags.writeable:
-        refuse_write(dst)
-    np.copyto(dst.array, values, where=chosen)
-    dst.storage.mark_selected(dst, chosen, BY_OTHERS)
+    if isinstance(dst, ComputedTensor):
+        dst.store(np.where(chosen, values, dst.array), BY_OTHERS, chosen)
+    else:
+        if not dst.array.flags.writeable:
+            refuse_write(dst)
+        np.copyto(dst.array, values, where=chosen)
+        dst.storage.mark_selected(dst, chosen, BY_OTHERS)
     return record("tensor_copy_predicated", engine.vector, (dst, *sources), name)
 
 
@@ -85,7 +94,10 @@ def select_reduce(
     reverse_pred: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """dst = on_true where predicate else on_false (number or [P, 1]); optionally the maximum of each row."""
+    """dst = on_true where predicate else on_false (number or [P, 1]); optionally the maximum of each row.
+
+    reduce_cmd: idle (the default; leaves VectorE's registers undefined), reduce or reset_reduce.
+    """
     check_tiles("select_reduce", ("dst", "predicate", "on_true"), dst, predicate, on_true)
     check_not_both_psum("select_reduce", ("predicate", "on_true"), predicate, on_true)
     check_dtype("select_reduce", "predicate", predicate, (uint8, int8, uint16, int16))
@@ -100,9 +112,14 @@ def select_reduce(
         chosen = ~chosen
     selected = np.where(chosen, values, scalar_or_vector("select_reduce", "on_false", on_false, values))
     operands = [dst, predicate, on_true]
-    _reduce_rows("select_reduce", selected, maximum, reduce_cmd, reduce_res, operands)
-    write(dst, selected)
-    return record("select_reduce", engine.vector, operands, name, writes=1 if reduce_res is None else 2)
+    if isinstance(on_false, NkiTensor):
+        operands.append(on_false)
+    check_command("select_reduce", reduce_cmd, (Reduce.idle, Reduce.reduce, Reduce.reset_reduce))
+    if reduce_res is not None:
+        check_result_tile("select_reduce", reduce_res, on_true, floats_only=True)
+    return write_and_reduce(
+        "select_reduce", dst, on_true, selected, maximum, reduce_cmd, reduce_res, operands, name=name
+    )
 
 
 def range_select(
@@ -122,6 +139,7 @@ def range_select(
     """dst = on_true_tile where (i comp_op0 bound0) and (i comp_op1 bound1), else the lowest float32.
 
     i = range_start + position in the free dimensions; bounds are float32 [P, 1]. From NeuronCore-v3 on.
+    reduce_res [P, 1] = the maximum of each partition's results before they are rounded to dst's dtype.
     """
     check_generation("range_select", 3)
     check_tiles("range_select", ("dst", "on_true_tile"), dst, on_true_tile)
@@ -146,6 +164,8 @@ def range_select(
     values = read(on_true_tile)
     partitions = values.shape[0]
     free = values.size // partitions
+    if not isinstance(range_start, int | np.integer):
+        raise ConstraintError(f"range_select: range_start is {range_start!r}, must be a compile-time integer")
     if range_start + free > 2**24:
         raise ConstraintError(
             f"range_select: position {range_start + free} exceeds 2**24, where float32 counts exactly"
@@ -156,10 +176,17 @@ def range_select(
         positions, scalar_or_vector("range_select", "bound1", bound1, rows)
     )
     selected = np.where(inside, rows, np.float32(FLOAT32_MIN))
+    check_command("range_select", reduce_cmd, (Reduce.idle, Reduce.reduce, Reduce.reset_reduce))
+    if reduce_res is not None and dst.dtype.itemsize < 4 and reduce_res.dtype is not float32:
+        current_run().warn(
+            f"range_select: reduce_res {reduce_res!r} is not float32 while dst {dst!r} is narrower than float32: a "
+            "row without a selected element becomes -inf, and subtracting its maximum gives NaN (range_select "
+            "documentation, numerical stability)"
+        )
     operands = [dst, on_true_tile, bound0, bound1]
-    _reduce_rows("range_select", selected, maximum, reduce_cmd, reduce_res, operands)
-    write(dst, selected)
-    return record("range_select", engine.vector, operands, name, writes=1 if reduce_res is None else 2)
+    return write_and_reduce(
+        "range_select", dst, on_true_tile, selected, maximum, reduce_cmd, reduce_res, operands, name=name
+    )
 
 
 def tensor_scalar_reduce(
@@ -175,10 +202,15 @@ def tensor_scalar_reduce(
     reduce_res_negate: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """dst = data op0 operand0, and reduce_res [P, 1] = its reduction over all free dimensions."""
+    """dst = data op0 operand0, and reduce_res [P, 1] = its reduction over all free dimensions.
+
+    reduce_cmd: reset_reduce, reduce (goes on with VectorE's registers) or load_reduce (starts from reduce_init, a
+    number or a float32 [P, 1] tile). reduce_res None leaves the result in the registers; reduce_res_negate changes
+    the sign of what is written, not of the registers.
+    """
     opcode = "tensor_scalar_reduce"
     check_tiles(opcode, ("dst", "data"), dst, data)
-    if check_operator(opcode, op0, unary=False).bitwise:
+    if check_operator(opcode, op0).bitwise:
         raise ConstraintError(f"{opcode}: op0 {op0!r} is bitwise, must be arithmetic")
     if reverse0:
         raise ConstraintError(
@@ -188,23 +220,26 @@ def tensor_scalar_reduce(
         raise ConstraintError(
             f"{opcode}: reduce_op {reduce_op!r} must be nl.add, multiply, maximum or minimum"
         )
-    values = read(data)
+    check_command(opcode, reduce_cmd, (Reduce.reduce, Reduce.reset_reduce, Reduce.load_reduce))
+    check_initial(opcode, reduce_cmd, reduce_init)
     operands = [dst, data]
-    if isinstance(operand0, NkiTensor):
-        check_dtype(opcode, "operand0", operand0, (float32,))
-        operands.append(operand0)
-    results = np.asarray(
-        op0.alu(values, scalar_or_vector(opcode, "operand0", operand0, values)), dtype=FLOAT32
+    results = _with_scalar(opcode, op0, read(data), operand0, "operand0", operands)
+    if isinstance(reduce_init, NkiTensor):
+        operands.append(reduce_init)
+    return write_and_reduce(
+        opcode,
+        dst,
+        data,
+        results,
+        reduce_op,
+        reduce_cmd,
+        reduce_res,
+        operands,
+        reduce_init,
+        negate=reduce_res_negate,
+        name=name,
+        op=op0.name,
     )
-    if (reduce_cmd is Reduce.load_reduce) != (reduce_init is not None):
-        raise ConstraintError(
-            f"{opcode}: reduce_init goes with reduce_cmd=nisa.reduce_cmd.load_reduce, and only there"
-        )
-    _reduce_rows(
-        opcode, results, reduce_op, reduce_cmd, reduce_res, operands, reduce_init, negate=reduce_res_negate
-    )
-    write(dst, results)
-    return record(opcode, engine.vector, operands, name, writes=1 if reduce_res is None else 2)
 
 
 def tensor_scalar_cumulative(
@@ -217,27 +252,63 @@ def tensor_scalar_cumulative(
     reduce_cmd: reduce_cmd = reduce_cmd.reset_reduce,
     name: str | None = None,
 ) -> NkiInstruction:
-    """dst_i = register = (src_i op0 imm0) op1 register, along the free dimensions of each partition."""
+    """dst_i = register = (src_i op0 imm0) op1 register, along the free dimensions of each partition.
+
+    imm0, imm1: numbers or float32 [P, 1] tiles; imm1 is the first register with reduce_cmd load_reduce, and unused
+    with reset_reduce and reduce.
+    """
     opcode = "tensor_scalar_cumulative"
     check_tiles(opcode, ("dst", "src"), dst, src)
-    if check_operator(opcode, op0, unary=False).bitwise:
+    if check_operator(opcode, op0).bitwise:
         raise ConstraintError(f"{opcode}: op0 {op0!r} is bitwise, must be arithmetic")
     if op1 not in (add, subtract, multiply, maximum, minimum):
         raise ConstraintError(f"{opcode}: op1 {op1!r} must be nl.add, subtract, multiply, maximum or minimum")
     for label, tile in (("dst", dst), ("src", src)):
         if tile.dtype in (int32, uint32):
             raise ConstraintError(f"{opcode}: {label} {tile!r} has a 32-bit integer dtype")
-    values = read(src)
-    steps = np.asarray(op0.alu(values, scalar_or_vector(opcode, "imm0", imm0, values)), dtype=FLOAT32)
+    check_command(opcode, reduce_cmd, (Reduce.reduce, Reduce.reset_reduce, Reduce.load_reduce))
+    check_initial(opcode, reduce_cmd, imm1, name="imm1")
+    operands = [dst, src]
+    steps = _with_scalar(opcode, op0, read(src), imm0, "imm0", operands)
+    if isinstance(imm1, NkiTensor):
+        operands.append(imm1)
     rows = steps.reshape(steps.shape[0], -1)
-    register = _starting_registers(opcode, current_run(), rows.shape[0], op1, reduce_cmd, imm1)
-    results = np.empty_like(rows)
-    for column in range(rows.shape[1]):
-        register = op1.alu(rows[:, column], register)
-        results[:, column] = register
-    _keep(current_run(), register)
+    start = starting_values(opcode, engine.vector, src, op1, reduce_cmd, imm1)
+    results = _running(op1, start, rows)
+    keep(engine.vector, src, results[:, -1])
     write(dst, results)
-    return record(opcode, engine.vector, (dst, src), name)
+    return record(opcode, engine.vector, operands, name, op=op0.name, op1=op1.name)
+
+
+def _running(op: Operator, start: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """register = row[i] op register for every column i: [P, N] values that the register takes."""
+    if op is not subtract:  # symmetric: the ufunc accumulates in the same order
+        series = np.concatenate([start[:, None], rows], axis=1)
+        running: np.ndarray = op.alu.accumulate(series, axis=1)
+        return running[:, 1:]
+    results = np.empty_like(rows)
+    register = start
+    for column in range(rows.shape[1]):
+        register = rows[:, column] - register
+        results[:, column] = register
+    return results
+
+
+def _with_scalar(
+    opcode: str, op: Operator, values: np.ndarray, operand: Any, label: str, operands: list[NkiTensor]
+) -> np.ndarray:
+    """values op operand in float32; unary operators take None or 0."""
+    if op.unary:
+        if operand is not None and (isinstance(operand, NkiTensor) or operand != 0):
+            raise ConstraintError(
+                f"{opcode}: {op!r} takes no operand, but {label} is {operand!r}",
+                hint=f"pass {label}=None or 0",
+            )
+        return np.asarray(op.alu(values), dtype=FLOAT32)
+    if isinstance(operand, NkiTensor):
+        check_dtype(opcode, label, operand, (float32,))
+        operands.append(operand)
+    return np.asarray(op.alu(values, scalar_or_vector(opcode, label, operand, values)), dtype=FLOAT32)
 
 
 def _check_maximum(opcode: str, reduce_op: Operator) -> None:
@@ -245,64 +316,43 @@ def _check_maximum(opcode: str, reduce_op: Operator) -> None:
         raise ConstraintError(f"{opcode}: reduce_op {reduce_op!r} must be nl.maximum")
 
 
-def _starting_registers(
-    opcode: str, run: Run, partitions: int, op: Operator, command: reduce_cmd, initial: Any
-) -> np.ndarray:
-    """The registers before the reduction, as `command` says."""
-    if command is Reduce.reset_reduce:
-        return np.full(partitions, 0.0 if op is subtract else op.identity, dtype=FLOAT32)
-    if command is Reduce.load_reduce:
-        start = scalar_or_vector(opcode, "reduce_init", initial, np.empty((partitions, 1), FLOAT32))
-        return np.broadcast_to(np.asarray(start).reshape(-1), (partitions,)).astype(FLOAT32)
-    if command is not Reduce.reduce:
-        raise ConstraintError(f"{opcode}: reduce_cmd {command!r} cannot be used here")
-    registers = run.accumulators.get(engine.vector)
-    if registers is None:
-        raise UnwrittenReadError(
-            f"{opcode}: the accumulator registers of VectorE were never reset, or an instruction "
-            "with reduce_cmd idle has disturbed them",
-            hint="start with reduce_cmd=nisa.reduce_cmd.reset_reduce",
-        )
-    return registers[:partitions]
-
-
-def _keep(run: Run, registers: np.ndarray) -> None:
-    kept = run.accumulators.get(engine.vector)
-    if kept is None:
-        kept = run.accumulators[engine.vector] = np.zeros(128, dtype=FLOAT32)
-    kept[: registers.shape[0]] = registers
-
-
-def _reduce_rows(
+def write_and_reduce(
     opcode: str,
-    values: np.ndarray,
-    op: Operator,
+    dst: NkiTensor,
+    data: NkiTensor,
+    results: np.ndarray,
+    reduction: Operator,
     command: reduce_cmd,
     reduce_res: NkiTensor | None,
     operands: list[NkiTensor],
     initial: Any = None,
     *,
     negate: bool = False,
-) -> None:
-    """Reduce each partition's values into the registers, and into reduce_res if it is given."""
-    run = current_run()
+    name: str | None = None,
+    **attributes: Any,
+) -> NkiInstruction:
+    """Reduce `results` into VectorE's registers as `command` says, write dst, then reduce_res, and record.
+
+    The registers take the float32 results, before they are rounded to dst's dtype.
+    """
     if command is Reduce.idle:
-        run.accumulators.pop(
-            engine.vector, None
-        )  # idle may still modify the registers (select_reduce documentation)
+        # Even then the registers may change (select_reduce and exponential documentation).
+        forget(engine.vector, data)
         if reduce_res is not None:
             raise ConstraintError(
                 f"{opcode}: reduce_res {reduce_res!r} is given, but reduce_cmd is idle",
                 hint="pass reduce_cmd=nisa.reduce_cmd.reset_reduce",
             )
-        return
-    partitions = values.shape[0]
-    start = _starting_registers(opcode, run, partitions, op, command, initial)
-    registers = np.asarray(op.alu(start, op.reduce(values.reshape(partitions, -1), axis=1)), dtype=FLOAT32)
-    _keep(run, registers)
+        write(dst, results)
+        return record(opcode, engine.vector, operands, name, **attributes)
     if reduce_res is not None:
-        if reduce_res.size != partitions or reduce_res.array.shape[0] != partitions:
-            raise ConstraintError(f"{opcode}: reduce_res {reduce_res!r} must have shape ({partitions}, 1)")
-        check_destination(opcode, "reduce_res", reduce_res)
-        write(reduce_res, -registers if negate else registers)
-        operands.insert(1, reduce_res)
+        check_result_tile(opcode, reduce_res, data)
+    start = starting_values(opcode, engine.vector, data, reduction, command, initial)
+    registers = reduced(reduction, start, results)
+    keep(engine.vector, data, registers)
+    write(dst, results)
+    if reduce_res is None:
+        return record(opcode, engine.vector, operands, name, **attributes)
+    write_result(reduce_res, registers, negate=negate)
+    operands.insert(1, reduce_res)
+    return record(opcode, engine.vector, operands, name, writes=2, reads_accumulator=True, **attributes)

@@ -150,9 +150,8 @@ def nc_stream_shuffle(
     check_destination(opcode, "dst", dst._view(dst.array, 0))
     if not dst.array.flags.writeable:
         refuse_write(dst)
-    rows = dst._view(dst.array.reshape(to_partitions, free, copy=False)) if dst.array.ndim != 2 else dst
-    rows.array[targets] = src.array.reshape(from_partitions, free)[sources]
-    dst.storage.mark_selected(rows, targets, BY_OTHERS)
+    dst.array[targets] = src.array[sources].reshape(len(sources), *dst.array.shape[1:])
+    dst.storage.mark_selected(dst, targets, BY_OTHERS)
     return record(opcode, engine.vector, (dst, src), name)
 
 

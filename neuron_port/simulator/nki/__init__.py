@@ -6,52 +6,77 @@ from collections.abc import Callable
 from typing import Any
 
 from neuron_port.simulator.errors import SimulatorError, UnsupportedError
-from neuron_port.simulator.nki import isa, language
+from neuron_port.simulator.nki import compiler, constants, dtype, isa, language, meta, tensor, typing
+from neuron_port.simulator.nki.host import simulate
 
-__all__ = ["Kernel", "isa", "jit", "language", "simulate"]
+__all__ = [
+    "Kernel", "collectives", "compiler", "dtype", "isa", "jit", "language", "meta", "simulate", "tensor",
+    "typing",
+]  # fmt: skip
+
+isa.constants = constants  # type: ignore[attr-defined]  # AWS's isa is a package with this module
+
+LNC_DEGREES = (1, 2)
 
 
 class Kernel:
-    """A function marked by `@nki.jit`; `run_kernel` executes its `function`."""
+    """A function marked by `@nki.jit`; `run_kernel` executes its `function` on `lnc` cores.
 
-    def __init__(self, function: Callable[..., Any], lnc: int = 1) -> None:
+    lnc is None until kernel[1] or kernel[2] gives the launch a grid.
+    """
+
+    def __init__(self, function: Callable[..., Any], lnc: int | None = None) -> None:
         self.function = function
         self.lnc = lnc
-        self.__name__ = function.__name__
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
 
     def __call__(self, *arrays: Any, **attributes: Any) -> Any:
-        raise SimulatorError(
-            f"kernel `{self.__name__}` is called directly",
-            hint="run it with run_kernel(kernel, ...) or simulate(kernel)(...); inside another "
-            "kernel call a plain function",
-        )
+        """Inside another kernel, inline the function; elsewhere there is no device to run on.
 
-    def __getitem__(self, lnc: int) -> Kernel:
-        if lnc != 1:
-            raise UnsupportedError(
-                f"kernel `{self.__name__}` is launched on {lnc} cores; one core is simulated",
-                hint="launch with kernel[1]",
+        Raises:
+            SimulatorError: called outside a kernel.
+        """
+        from neuron_port.simulator.context import context
+
+        if context.run is None:
+            raise SimulatorError(
+                f"kernel `{self.__name__}` is called directly, which runs it on a device",
+                hint="run it with run_kernel(kernel, ...) or nki.simulate(kernel)(...)",
             )
-        return self
+        return self.function(*arrays, **attributes)
+
+    def __getitem__(self, lnc: Any) -> Kernel:
+        """The kernel launched on `lnc` physical cores of a logical core: kernel[2](...)."""
+        degree = lnc[0] if isinstance(lnc, tuple | list) and len(lnc) == 1 else lnc
+        if isinstance(degree, bool) or not isinstance(degree, int) or degree not in LNC_DEGREES:
+            raise UnsupportedError(
+                f"kernel `{self.__name__}` is launched with [{lnc}]",
+                hint="the launch grid is the number of physical cores of a logical core: kernel[1] or kernel[2]",
+            )
+        return Kernel(self.function, degree)
 
     def __repr__(self) -> str:
         return f"<nki kernel `{self.__name__}`>"
 
 
-def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Mark a kernel. Options of the real decorator are accepted; removed ones are refused."""
-    for removed in ("mode", "platform_target"):
-        if removed in options:
-            raise UnsupportedError(
-                f"nki.jit no longer takes `{removed}`", hint="choose the target when running"
-            )
-    return Kernel(function) if function is not None else Kernel
+def jit(fn: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+    """Mark a kernel. Options, also those of earlier versions (`mode`, `debug_kernel`, ...), have no effect.
+
+    Raises:
+        UnsupportedError: `platform_target`, which the real decorator refuses too.
+    """
+    if "platform_target" in kwargs:
+        raise UnsupportedError(
+            "nki.jit no longer takes `platform_target`", hint="choose the target when running"
+        )
+    return Kernel(fn) if fn is not None else Kernel
 
 
-def simulate(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A callable that runs the kernel on numpy arrays."""
-    from neuron_port.simulator.runner import simulate as simulated
+def __getattr__(name: str) -> Any:
+    if name == "collectives":
+        import importlib
 
-    return simulated(kernel)
+        return importlib.import_module(f"{__name__}.collectives")
+    raise AttributeError(f"nki has no `{name}`")

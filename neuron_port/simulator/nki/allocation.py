@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from neuron_port.simulator import dtypes
+from neuron_port.simulator.checks import touch
 from neuron_port.simulator.context import caller, current_run
 from neuron_port.simulator.dtypes import uint8
 from neuron_port.simulator.errors import CapacityError, ConstraintError, UnsupportedError
 from neuron_port.simulator.instructions.vector_engine import memset
-from neuron_port.simulator.memory import BY_OTHERS, Allocation, MemoryRegion, Storage
+from neuron_port.simulator.memory import BY_OTHERS, UNWRITTEN, Allocation, MemoryRegion, Storage
 from neuron_port.simulator.tensor import NkiTensor
+from neuron_port.simulator.values import write_raw
 
 SBUF, PSUM, SHARED_HBM = MemoryRegion.sbuf, MemoryRegion.psum, MemoryRegion.shared_hbm
 
@@ -28,7 +31,8 @@ def ndarray(
 ) -> NkiTensor:
     """An unwritten tensor. On chip, shape[0] is the partition dimension.
 
-    `address` (partition, byte offset) is checked for legality; overlap between addresses is not modelled.
+    `address` is (partition, byte within the partition), on chip only. Tensors may share addresses one after the
+    other: reading what another tensor has overwritten is refused when the kernel has ended (hazards.py).
 
     Raises:
         ConstraintError: more than 128 partitions, a rank or size that cannot be, a PSUM address off its bank.
@@ -47,9 +51,16 @@ def ndarray(
         if address is not None:
             _check_address(run.target, allocation, address)
             allocation.start_partition = address[0]
+            allocation.address = (int(address[0]), int(address[1]))
+    elif address is not None:
+        raise ConstraintError(
+            f"{allocation!r} is given address {address}", hint="only tiles in SBUF and PSUM have addresses"
+        )
     if any(not isinstance(size, int | np.integer) or size < 1 for size in sizes) or not sizes:
         raise ConstraintError(f"{allocation!r} has a shape that is not made of positive integers")
-    run.allocations.append(allocation)
+    if buffer is SHARED_HBM and run.logical_core is not None:
+        return run.logical_core.shared_tensor(run, allocation)
+    run.charge(allocation, math.prod(sizes))
     array = np.empty(sizes, dtype.held)
     return NkiTensor(array, Storage(array, allocation), dtype, allocation.start_partition)
 
@@ -66,11 +77,7 @@ def _check_tile(target: Any, allocation: Allocation) -> None:
             f"{allocation!r} has {shape[0]} partitions, at most {target.partitions}",
             hint="put the tile index into a free dimension: (128, tiles, columns)",
         )
-    limit = (
-        target.sbuf_usable_bytes_per_partition
-        if allocation.buffer is SBUF
-        else target.psum_banks * target.psum_bank_bytes
-    )
+    limit = _usable_bytes(target, allocation)
     if allocation.bytes_per_partition > limit:
         raise CapacityError(
             f"{allocation!r} takes {allocation.bytes_per_partition} bytes per partition; "
@@ -79,26 +86,38 @@ def _check_tile(target: Any, allocation: Allocation) -> None:
         )
 
 
-def _check_address(target: Any, allocation: Allocation, address: tuple[int, int]) -> None:
+def _check_address(target: Any, allocation: Allocation, address: Any) -> None:
+    """`address` is (partition, byte within it), inside the memory; PSUM tiles start on a bank."""
+    if (
+        not isinstance(address, tuple | list)
+        or len(address) != 2
+        or any(isinstance(part, bool) or not isinstance(part, int | np.integer) for part in address)
+    ):
+        raise ConstraintError(
+            f"{allocation!r} is given address {address!r}, must be a pair of integers",
+            hint="address=(partition, byte offset within the partition)",
+        )
     partition, offset = address
     if allocation.buffer is PSUM and offset % target.psum_bank_bytes:
         raise ConstraintError(
             f"{allocation!r} at byte {offset} of a partition does not start on a PSUM bank",
             hint="use a multiple of nl.tile_size.psum_bank_fmax_bytes",
         )
-    limit = (
-        target.sbuf_usable_bytes_per_partition
-        if allocation.buffer is SBUF
-        else target.psum_banks * target.psum_bank_bytes
-    )
-    if (
-        partition + allocation.shape[0] > 128
-        or offset + allocation.bytes_per_partition > limit
-        or partition % 32
-    ):
+    limit = _usable_bytes(target, allocation)
+    end_partition, end_byte = partition + allocation.shape[0], offset + allocation.bytes_per_partition
+    if partition < 0 or offset < 0 or end_partition > target.partitions or end_byte > limit:
         raise ConstraintError(
-            f"{allocation!r} does not fit at address {address}", hint="start partitions are 0, 32, 64, 96"
+            f"{allocation!r} at address {address} ends at partition {end_partition} of {target.partitions} and byte "
+            f"{end_byte} of {limit} in {allocation.buffer.name.upper()}",
+            hint="address=(partition, byte offset within the partition), as the device counts them",
         )
+
+
+def _usable_bytes(target: Any, allocation: Allocation) -> int:
+    """Bytes of one partition of the allocation's memory."""
+    if allocation.buffer is SBUF:
+        return int(target.sbuf_usable_bytes_per_partition)
+    return int(target.psum_banks * target.psum_bank_bytes)
 
 
 def full(
@@ -108,7 +127,7 @@ def full(
     tensor = ndarray(shape, dtype, buffer, name)
     if tensor.storage.on_chip:
         memset(tensor, int(fill_value) if tensor.dtype.is_integer else fill_value)
-    else:
+    elif tensor.storage.state == UNWRITTEN:  # else the other core has allocated and filled it
         tensor.array[...] = tensor.dtype.rounded(np.full(1, fill_value, np.float32))
         tensor.storage.mark_written(tensor, BY_OTHERS)
     return tensor
@@ -139,24 +158,44 @@ def zeros_like(
 
 
 def shared_constant(constant: Any) -> NkiTensor:
-    """A constant numpy array as a read-only tensor in shared HBM."""
+    """A constant, a numpy array or the path of a `.npy` file, as a read-only tensor in shared HBM."""
     run = current_run()
+    if isinstance(constant, str | os.PathLike):
+        constant = _loaded(os.fspath(constant))
     if not isinstance(constant, np.ndarray):
-        raise UnsupportedError(f"nl.shared_constant of {type(constant).__name__}", hint="pass a numpy array")
+        raise UnsupportedError(
+            f"nl.shared_constant of {type(constant).__name__}",
+            hint="pass a numpy array or the path of a .npy file",
+        )
     dtype = dtypes.resolve(constant.dtype)
     array = np.array(constant, dtype=dtype.held, order="C")
     array.flags.writeable = False
     code, line = caller()
     allocation = Allocation(array.shape, dtype, SHARED_HBM, array.nbytes, "", code, line)
-    run.allocations.append(allocation)
+    run.charge(allocation, array.size)
     return NkiTensor(array, Storage(array, allocation, BY_OTHERS), dtype)
 
 
+def _loaded(path: str) -> np.ndarray:
+    """The array of a `.npy` file; files that would run code are refused."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConstraintError(
+            f"nl.shared_constant: `{path}` cannot be read: {error}", hint="write it with numpy.save"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise ConstraintError(f"nl.shared_constant: `{path}` is an archive", hint="write it with numpy.save")
+    return array
+
+
 def shared_identity_matrix(n: int, dtype: Any = uint8, dst: NkiTensor | None = None) -> NkiTensor:
-    """The n x n identity matrix in SBUF."""
+    """The n x n identity matrix in SBUF, in a new tile or in `dst` [n, n]."""
     tensor = dst if dst is not None else ndarray((n, n), dtype, SBUF)
-    tensor.array[...] = np.eye(n, dtype=tensor.array.dtype)
-    tensor.storage.mark_written(tensor, BY_OTHERS)
-    allocation = tensor.storage.allocation
-    allocation.first = allocation.last = len(current_run().instructions)
+    if tensor.shape != (n, n) or tensor.buffer is not SBUF:
+        raise ConstraintError(
+            f"nl.shared_identity_matrix: dst {tensor!r} must have shape ({n}, {n}) and be in SBUF"
+        )
+    write_raw(tensor, np.eye(n, dtype=tensor.dtype.held))
+    touch(tensor.storage, written=True)
     return tensor

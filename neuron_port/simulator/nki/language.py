@@ -6,11 +6,15 @@ from typing import Any
 
 from neuron_port.simulator.context import current_run as _current_run
 from neuron_port.simulator.dtypes import (
+    DType,
     bfloat16,
     bool_,
+    float4_e2m1fn_x4,
     float8_e4m3,
     float8_e4m3fn,
+    float8_e4m3fn_x4,
     float8_e5m2,
+    float8_e5m2_x4,
     float8_e8m0fnu,
     float16,
     float32,
@@ -22,8 +26,6 @@ from neuron_port.simulator.dtypes import (
     uint16,
     uint32,
 )
-from neuron_port.simulator.errors import ConstraintError as _ConstraintError
-from neuron_port.simulator.errors import UnsupportedError as _UnsupportedError
 from neuron_port.simulator.instructions.operators import OPERATORS as _OPERATORS
 from neuron_port.simulator.memory import MemoryRegion
 from neuron_port.simulator.nki.allocation import (
@@ -36,9 +38,21 @@ from neuron_port.simulator.nki.allocation import (
     zeros,
     zeros_like,
 )
+from neuron_port.simulator.nki.elementary import ceil, cos, floor, logical_not, tan, trunc
+from neuron_port.simulator.nki.loops import (
+    affine_range,
+    dynamic_range,
+    fori_loop,
+    no_reorder,
+    sequential_range,
+    static_range,
+    while_loop,
+)
 from neuron_port.simulator.nki.mathematics import (
+    all,
     broadcast_to,
     expand_dims,
+    gather_flattened,
     load,
     load_transpose2d,
     matmul,
@@ -52,9 +66,10 @@ from neuron_port.simulator.nki.mathematics import (
     store,
     sum,
     transpose,
+    var,
     where,
 )
-from neuron_port.simulator.registers import VirtualRegister as _VirtualRegister
+from neuron_port.simulator.nki.sampling import dropout, rand, random_seed
 from neuron_port.simulator.tensor import DynamicSlice as _DynamicSlice
 from neuron_port.simulator.tensor import NkiTensor
 
@@ -137,27 +152,19 @@ def ds(start: int, size: int) -> _DynamicSlice:
     return _DynamicSlice(start, size)
 
 
-def affine_range(start: int, stop: int | None = None, step: int = 1) -> range:
-    """A loop without dependencies between iterations; unrolled in order here."""
-    return range(start) if stop is None else range(start, stop, step)
-
-
-sequential_range = static_range = affine_range
-
-
 def program_id(axis: int = 0) -> int:
-    """Index of this core in the launch grid: 0, as one core is simulated."""
+    """Index of this core in the launch grid."""
     return _current_run().program_id
 
 
 def num_programs(axes: Any = 0) -> int:
-    """Number of cores in the launch grid: 1."""
+    """Number of cores in the launch grid: 1 without one."""
     return _current_run().num_programs
 
 
 def program_ndim() -> int:
-    """Dimensions of the launch grid: 0 without one."""
-    return 0
+    """Dimensions of the launch grid: 0 without one, 1 for kernel[1] and kernel[2]."""
+    return _current_run().program_ndim
 
 
 def device_print(print_prefix: str, tensor: NkiTensor) -> None:
@@ -165,79 +172,25 @@ def device_print(print_prefix: str, tensor: NkiTensor) -> None:
     print(print_prefix, tensor.array)
 
 
-class no_reorder:  # noqa: N801 - AWS's name
-    """A block whose instructions keep their order; here they always do."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def fori_loop(lower: Any, upper: Any, body_fun: Any, step: int = 1) -> None:
-    """A hardware loop: body_fun(register) for lower, lower + step, ... below upper (ints or registers)."""
-    if not isinstance(step, int) or step < 1:
-        raise _ConstraintError(f"nl.fori_loop: step is {step!r}, must be a positive compile-time integer")
-    first, last = (bound.value if isinstance(bound, _VirtualRegister) else bound for bound in (lower, upper))
-    for value in range(first, last, step):
-        register = _VirtualRegister(value)
-        if body_fun(register) is not None:
-            raise _ConstraintError(
-                "nl.fori_loop: the body returns a value", hint="carry state through SBUF or HBM"
-            )
-
-
-def while_loop(init: Any, body_fun: Any) -> None:
-    """A hardware loop: register = body_fun(register) until it holds zero."""
-    register = init
-    while register.value != 0:
-        register = body_fun(register)
-
-
 # ---- operator tokens -------------------------------------------------------------------------------------
-
-
-_NOT_SIMULATED = frozenset(
-    {
-        "abs_max",
-        "abs_min",
-        "all",
-        "ceil",
-        "cos",
-        "dropout",
-        "dynamic_range",
-        "float4_e2m1fn_x4",
-        "float8_e4m3fn_x4",
-        "float8_e5m2_x4",
-        "floor",
-        "gather_flattened",
-        "logical_not",
-        "rand",
-        "random_seed",
-        "tan",
-        "trunc",
-        "var",
-    }
-)
 
 
 def __getattr__(name: str) -> Any:
     operator = _OPERATORS.get(name)
-    if operator is not None and (operator.alu or operator.activation or name not in _NOT_SIMULATED):
-        return operator
-    if name in _NOT_SIMULATED:
-        raise _UnsupportedError(f"nki.language.{name} is not simulated", hint="use nisa instructions")
-    raise AttributeError(f"nki.language has no `{name}`")
+    if operator is None:
+        raise AttributeError(f"nki.language has no `{name}`")
+    return operator
 
 
 __all__ = [
-    "MemoryRegion", "NKIObject", "NkiTensor", "affine_range", "bfloat16", "bool_", "broadcast_to",
-    "device_print", "ds", "empty_like", "expand_dims", "float16", "float32", "float8_e4m3", "float8_e4m3fn",
-    "float8_e5m2", "float8_e8m0fnu", "fori_loop", "full", "hbm", "int16", "int32", "int8", "is_hbm",
-    "is_on_chip", "is_psum", "is_sbuf", "load", "load_transpose2d", "matmul", "max", "mean", "min",
-    "ndarray", "negative", "no_reorder", "num_programs", "ones", "private_hbm", "prod", "program_id",
-    "program_ndim", "psum", "rms_norm", "sbuf", "sequential_range", "shared_constant", "shared_hbm",
-    "shared_identity_matrix", "softmax", "static_range", "store", "sum", "tfloat32", "tile_size",
-    "transpose", "uint16", "uint32", "uint8", "where", "while_loop", "zeros", "zeros_like",
+    "DType", "MemoryRegion", "NKIObject", "NkiTensor", "affine_range", "all", "bfloat16", "bool_", "broadcast_to",
+    "ceil", "cos", "device_print", "dropout", "ds", "dynamic_range", "empty_like", "expand_dims", "float16",
+    "float32", "float4_e2m1fn_x4", "float8_e4m3", "float8_e4m3fn", "float8_e4m3fn_x4", "float8_e5m2",
+    "float8_e5m2_x4", "float8_e8m0fnu", "floor", "fori_loop", "full", "gather_flattened", "hbm", "int16",
+    "int32", "int8", "is_hbm", "is_on_chip", "is_psum", "is_sbuf", "load", "load_transpose2d", "logical_not",
+    "matmul", "max", "mean", "min", "ndarray", "negative", "no_reorder", "num_programs", "ones",
+    "private_hbm", "prod", "program_id", "program_ndim", "psum", "rand", "random_seed", "rms_norm", "sbuf",
+    "sequential_range", "shared_constant", "shared_hbm", "shared_identity_matrix", "softmax", "static_range",
+    "store", "sum", "tan", "tfloat32", "tile_size", "transpose", "trunc", "uint16", "uint32", "uint8", "var",
+    "where", "while_loop", "zeros", "zeros_like",
 ]  # fmt: skip

@@ -11,20 +11,24 @@ from typing import Any
 
 import numpy as np
 
+from neuron_port.simulator import dtypes
 from neuron_port.simulator.dtypes import float32, uint8
 from neuron_port.simulator.errors import ConstraintError, UnsupportedError
 from neuron_port.simulator.instructions.activations import ACTIVATIONS
 from neuron_port.simulator.instructions.dma import dma_copy
+from neuron_port.simulator.instructions.gpsimd_engine import nc_n_gather
 from neuron_port.simulator.instructions.operators import (
     COMPILE_NOT,
     OPERATORS,
     Operator,
     add,
+    logical_and,
     maximum,
     minimum,
     multiply,
     not_equal,
     operator_named,
+    subtract,
 )
 from neuron_port.simulator.instructions.scalar_engine import activation, activation_reduce
 from neuron_port.simulator.instructions.tensor_engine import nc_matmul, nc_transpose
@@ -38,6 +42,7 @@ from neuron_port.simulator.instructions.vector_engine import (
 from neuron_port.simulator.instructions.vector_select import tensor_copy_predicated
 from neuron_port.simulator.instructions.vector_statistics import nc_stream_shuffle
 from neuron_port.simulator.memory import MemoryRegion
+from neuron_port.simulator.nki import elementary
 from neuron_port.simulator.nki.allocation import ndarray
 from neuron_port.simulator.tensor import NkiTensor
 
@@ -54,6 +59,11 @@ def _binary(op: Operator) -> Callable[..., NkiTensor]:
         tile = x if isinstance(x, NkiTensor) else y
         if not isinstance(tile, NkiTensor):
             raise ConstraintError(f"nl.{op.name}: {x!r} and {y!r} are both numbers")
+        if op.name == "power" and not isinstance(y, NkiTensor):
+            raise UnsupportedError(
+                f"nl.power of {x!r} with the number {y!r} as exponent does not compile in NKI 0.6",
+                hint="put the exponent into a tile: nl.power(x, nl.full(x.shape, exponent, x.dtype))",
+            )
         result = _new(tile.shape, dtype or tile.dtype)
         if isinstance(x, NkiTensor) and isinstance(y, NkiTensor):
             tensor_tensor(result, x, y, op)
@@ -92,6 +102,7 @@ def attach_wrappers() -> None:
             op.wrapper = _binary(op)
         elif op.name in COMPILE_NOT:
             op.wrapper = _refuse(op.name)
+    OPERATORS["sin"].wrapper = elementary.sin  # the token alone has no range reduction
 
 
 def _refuse(name: str) -> Callable[..., Any]:
@@ -119,6 +130,28 @@ def _reduce(op: Operator) -> Callable[..., NkiTensor]:
 
 
 sum, max, min, prod = (_reduce(op) for op in (add, maximum, minimum, multiply))
+_all = _reduce(logical_and)
+
+
+def all(x: NkiTensor, axis: int | Sequence[int], dtype: Any = None) -> NkiTensor:
+    """1 where no element of x along its last free dimensions is zero, else 0."""
+    return _all(x, axis, dtype)
+
+
+def var(x: NkiTensor, axis: int | Sequence[int], dtype: Any = None, keepdims: bool = False) -> NkiTensor:
+    """Population variance of x over its last free dimensions, which stay as dimensions of size 1.
+
+    AWS ignores keepdims here; so does this.
+    """
+    axes = sorted(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+    average = mean(x, axes, float32, keepdims=True)
+    spread = average
+    for dim in axes:
+        spread = spread.broadcast(dim, x.shape[dim])
+    centred = _new(x.shape, float32)
+    tensor_tensor(centred, x, spread, subtract)
+    tensor_tensor(centred, centred, centred, multiply)
+    return mean(centred, axes, dtype or x.dtype, keepdims=True)
 
 
 def mean(x: NkiTensor, axis: int | Sequence[int], dtype: Any = None, keepdims: bool = False) -> NkiTensor:
@@ -200,6 +233,24 @@ def broadcast_to(x: NkiTensor, shape: Sequence[int], dtype: Any = None) -> NkiTe
     result = _new(sizes, row.dtype)
     for start in range(0, sizes[0], 32):
         nc_stream_shuffle(result[start : builtins.min(start + 32, sizes[0])], row, [0] * 32)
+    return result
+
+
+def gather_flattened(data: NkiTensor, indices: NkiTensor, axis: int = 0, dtype: Any = None) -> NkiTensor:
+    """A new tile of indices' shape: element indices[p, i] of data's flattened free dimensions, in each partition.
+
+    indices are uint32. axis is 0, AWS's default and the only one that its documentation describes.
+    """
+    if axis != 0:
+        raise UnsupportedError(
+            f"nl.gather_flattened of {data!r} along axis {axis}", hint="leave axis out, or permute data first"
+        )
+    gathered = _new(indices.shape, data.dtype)
+    nc_n_gather(gathered, data, indices)
+    if dtype is None or dtypes.resolve(dtype) is data.dtype:
+        return gathered
+    result = _new(indices.shape, dtype)
+    tensor_copy(result, gathered)
     return result
 
 

@@ -13,3 +13,4 @@ class _Annotation:
 
 
 tensor = _Annotation()
+mutable_tensor = _Annotation()

@@ -1,0 +1,275 @@
+"""Races between the two cores of a logical core: accesses to the same bytes of shared HBM that nothing orders.
+
+The simulation runs one core at a time, so a race never shows in its results; it is found afterwards, in what both
+cores' traces say they touched. A core_barrier orders accesses to its data for both cores; so does a collective
+that both issue on it. Between accesses that only other synchronization separates (sendrecv, a barrier on another
+tensor) the documents promise no order, as a barrier blocks one engine and DMA queues run on: that is a warning.
+Writes of the same values by both cores, the usual fate of code that does not ask for nl.program_id, are no race.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from neuron_port.simulator.cores import LogicalCore
+from neuron_port.simulator.errors import RaceError, location_of
+from neuron_port.simulator.memory import Allocation, MemoryRegion
+from neuron_port.simulator.trace import NkiInstruction, Operand, Recorded, engine
+
+SHARED_HBM = MemoryRegion.shared_hbm
+NEVER_IN_HBM = (engine.tensor, engine.vector, engine.scalar)
+MEETINGS = ("core_barrier", "sendrecv")
+MOST_WARNINGS = 20
+
+
+class Access(NamedTuple):
+    """One operand in shared HBM of one instruction."""
+
+    core: int
+    instruction: NkiInstruction
+    recorded: Recorded
+    rows: np.ndarray | None  # which rows of the operand, in gathers and scatters
+    writes: bool
+    digest: int | None  # of the written values
+    moment: int  # how often the two cores have met before it
+
+    @property
+    def doing(self) -> str:
+        """ "core 1 writes at kernel.py:12"."""
+        verb = "writes" if self.writes else "reads"
+        return f"core {self.core} {verb} at {self.instruction.location}"
+
+    @property
+    def same_write(self) -> tuple[object, ...] | None:
+        """Equal for writes of equal values to equal places; None where that is not known."""
+        if self.digest is None:
+            return None
+        place = self.recorded if isinstance(self.recorded, Allocation) else self.recorded[1:6]
+        return (place, None if self.rows is None else self.rows.tobytes(), self.digest)
+
+
+# Accesses of core 0 and of core 1.
+Sides = tuple[list[Access], list[Access]]
+
+
+def check_races(core: LogicalCore) -> None:
+    """Refuse unordered accesses of both cores to the same bytes; warn of those that are ordered by accident.
+
+    Raises:
+        RaceError: the first such pair, with the lines of both cores.
+    """
+    for (allocation, _), sides in _accesses_by_period(core).items():
+        if not (sides[0] and sides[1]) or not any(access.writes for side in sides for access in side):
+            continue
+        for writer, other in _conflicts(allocation, sides):
+            if writer.moment == other.moment:
+                raise RaceError(
+                    f"{writer.doing} and {other.doing} the same bytes of {allocation!r}, and nothing orders the "
+                    "two",
+                    location=other.instruction.location,
+                    hint=f"let both cores execute nisa.core_barrier({allocation.name}, (0, 1)) in between, or "
+                    "give each core bytes of its own",
+                )
+            run = core.runs[other.core]
+            if len(run.warnings) < MOST_WARNINGS:
+                run.warnings[
+                    f"{other.instruction.location}: {other.doing} what {writer.doing} in {allocation!r}; only "
+                    "sendrecv, or core_barrier on other data, lies in between, which orders no DMA for sure: "
+                    f"add nisa.core_barrier({allocation.name}, (0, 1))"
+                ] = None
+
+
+def warn_of_diverging_loops(core: LogicalCore) -> None:
+    """Hardware loops must be the same on both cores (spec of LNC2): warn of the first that differs."""
+    first, second = (run.loops for run in core.runs)
+    for position in range(max(len(first), len(second))):
+        a = first[position] if position < len(first) else None
+        b = second[position] if position < len(second) else None
+        if a != b:
+            described = [
+                f"core {index} runs " + ("none" if loop is None else f"{loop[2]} iterations at {_place(loop)}")
+                for index, loop in enumerate((a, b))
+            ]
+            where = a or b
+            assert where is not None
+            core.runs[0].warnings[
+                f"{_place(where)}: hardware loop number {position + 1} differs: {'; '.join(described)}; both cores "
+                "of a logical core must follow the same control flow"
+            ] = None
+            return
+
+
+def _place(loop: tuple[object, int, int]) -> str:
+    return location_of(loop[0], loop[1])  # type: ignore[arg-type]
+
+
+# ---- who touches what, between which barriers -------------------------------------------------------------------
+
+
+def _accesses_by_period(core: LogicalCore) -> dict[tuple[Allocation, int], Sides]:
+    """Accesses by (tensor, number of the barriers on it before): what is in different periods is ordered."""
+    together = _issued_together(core)
+    found: dict[tuple[Allocation, int], Sides] = defaultdict(lambda: ([], []))
+    for number, run in enumerate(core.runs):
+        moment = 0
+        periods: dict[Allocation, int] = defaultdict(int)
+        for instruction in run.instructions:
+            meets = instruction.opcode in MEETINGS or (number, instruction.index) in together
+            if meets:
+                moment += 1
+                if instruction.opcode != "sendrecv":
+                    for recorded in instruction.recorded:
+                        periods[_allocation_of(recorded)] += 1
+            elif instruction.engine not in NEVER_IN_HBM:
+                for access in _shared_operands(core, number, instruction, moment):
+                    allocation = _allocation_of(access.recorded)
+                    found[allocation, periods[allocation]][number].append(access)
+    return found
+
+
+def _shared_operands(
+    core: LogicalCore, number: int, instruction: NkiInstruction, moment: int
+) -> Iterator[Access]:
+    if instruction.attributes.get("indirect") == "skipped":
+        return
+    key = (number, instruction.index)
+    for position, recorded in enumerate(instruction.recorded):
+        allocation = _allocation_of(recorded)
+        if allocation.buffer is not SHARED_HBM:
+            continue
+        writes = position < instruction.writes
+        rows = None
+        if (named := core.rows.get(key)) is not None and _allocation_of(named[0]) is allocation:
+            recorded, rows = named
+        digest = core.digests.get(key) if writes else None
+        yield Access(number, instruction, recorded, rows, writes, digest, moment)
+
+
+def _issued_together(core: LogicalCore) -> set[tuple[int, int]]:
+    """(core, index) of collectives that both cores issue on the same tensors: one collective of the pair."""
+    issued: list[list[tuple[int, object]]] = []
+    for run in core.runs:
+        moment = 0
+        mine = []
+        for instruction in run.instructions:
+            if instruction.opcode in MEETINGS:
+                moment += 1
+            elif "ranks" in instruction.attributes:
+                places = tuple(
+                    r if isinstance(r, Allocation) else (r[0], *r[1:4]) for r in instruction.recorded
+                )
+                shared = all(_allocation_of(r).buffer is SHARED_HBM for r in instruction.recorded)
+                if shared:
+                    mine.append((instruction.index, (moment, instruction.opcode, places)))
+        issued.append(mine)
+    together: set[tuple[int, int]] = set()
+    for (index_0, what_0), (index_1, what_1) in zip(issued[0], issued[1], strict=False):
+        if what_0 == what_1:
+            together |= {(0, index_0), (1, index_1)}
+    return together
+
+
+def _allocation_of(recorded: Recorded) -> Allocation:
+    return recorded if isinstance(recorded, Allocation) else recorded[0]
+
+
+# ---- which of them meet in memory ---------------------------------------------------------------------------------
+
+
+def _conflicts(allocation: Allocation, sides: Sides) -> list[tuple[Access, Access]]:
+    """Pairs (write, access of the other core) that share bytes, certain races first."""
+    if not _may_meet(sides):
+        return []
+    owners = np.full(math.prod(allocation.shape), -1, np.int32)  # element -> number of the write
+    pairs: list[tuple[Access, Access]] = []
+    seen: set[tuple[int, ...]] = set()
+    for mine, others in (sides, sides[::-1]):
+        writes = [access for access in mine if access.writes]
+        twins = {access.same_write for access in writes} - {None}
+        # Writes against writes are found from core 0's side already.
+        readers = [access for access in others if not access.writes or mine is sides[0]]
+        if not writes or not readers:
+            continue
+        for number, write in enumerate(writes):
+            _put(owners, allocation, write, number)
+        harmless: set[object] = set()  # writes of the other core that its reader has repeated itself before
+        repeated = iter([access for access in others if access.writes and access.same_write in twins])
+        upcoming = next(repeated, None)
+        for access in readers:
+            while upcoming is not None and upcoming.instruction.index < access.instruction.index:
+                harmless.add(upcoming.same_write)
+                upcoming = next(repeated, None)
+            touched = _owners_in(owners, allocation, access)
+            for number in touched:
+                write = writes[number]
+                if write.same_write is not None and (
+                    write.same_write in harmless or (access.writes and write.same_write == access.same_write)
+                ):
+                    continue
+                lines = (write.core, write.instruction.line, access.instruction.line, write.moment - access.moment)
+                if lines not in seen:
+                    seen.add(lines)
+                    pairs.append((write, access))
+        owners.fill(-1)
+    pairs.sort(key=lambda pair: pair[0].moment != pair[1].moment)
+    return pairs
+
+
+def _may_meet(sides: Sides) -> bool:
+    """Whether what one core writes and what the other touches overlap as whole ranges of bytes."""
+    for mine, others in (sides, sides[::-1]):
+        spans = [_span(access) for access in mine if access.writes]
+        if spans:
+            first, end = min(span[0] for span in spans), max(span[1] for span in spans)
+            if any(begin < end and first < stop for begin, stop in map(_span, others)):
+                return True
+    return False
+
+
+def _span(access: Access) -> tuple[int, int]:
+    """[first, end) of the bytes of an operand, all of the tensor's for a whole tensor."""
+    recorded = access.recorded
+    if isinstance(recorded, Allocation):
+        return 0, math.prod(recorded.shape) * recorded.dtype.itemsize
+    return Operand(*recorded).byte_range
+
+
+def _put(owners: np.ndarray, allocation: Allocation, access: Access, number: int) -> None:
+    view = _window(owners, allocation, access.recorded)
+    if access.rows is None:
+        view[...] = number
+    else:
+        view[access.rows] = number
+
+
+def _owners_in(owners: np.ndarray, allocation: Allocation, access: Access) -> list[int]:
+    """The numbers of the writes that an access meets."""
+    view = _window(owners, allocation, access.recorded)
+    if access.rows is not None:
+        view = view[access.rows]
+    if view.size == 0 or view.max() < 0:
+        return []
+    return [int(number) for number in np.unique(view) if number >= 0]
+
+
+def _window(owners: np.ndarray, allocation: Allocation, recorded: Recorded) -> np.ndarray:
+    """The elements of the tensor that an operand covers; rounded outwards if it is read as another dtype."""
+    if isinstance(recorded, Allocation):
+        return owners.reshape(recorded.shape)
+    _, shape, strides_bytes, offset_bytes, held_bytes, dtype, _ = recorded
+    steps = [stride // held_bytes for stride in strides_bytes]
+    begin = offset_bytes // held_bytes
+    if dtype.itemsize == allocation.dtype.itemsize:
+        itemsize = owners.itemsize
+        return np.ndarray(shape, owners.dtype, owners, begin * itemsize, [step * itemsize for step in steps])
+    reach = begin + 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True))
+    return owners[
+        begin * dtype.itemsize // allocation.dtype.itemsize : -(
+            -reach * dtype.itemsize // allocation.dtype.itemsize
+        )
+    ]

@@ -1,0 +1,115 @@
+"""What instructions and transfers cost beyond the machine's widths and clocks: one frozen record per generation.
+
+Every number carries its source, and no number comes from the latency of a whole kernel, with one exception that is
+marked: TensorE's effective clock on NeuronCore-v2. What no document states is marked as an assumption.
+
+Sources: `perf` is nki_perf_guide.rst, `arch2` and `arch3` are trainium_inferentia2_arch.rst and trainium2_arch.rst,
+`dma` is nki-dma-overview.rst, `bandwidth` is nki-dma-bandwidth-guide.rst, `dge` is nki-dge.rst, `opt` is the profile of
+single instructions in kernel-optimization.rst, `isa26` are the instruction pages of Neuron 2.26.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuron_port.simulator.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Fixed costs of one generation. Cycles are of the engine that the name begins with."""
+
+    # ---- VectorE and ScalarE: occupied for work + fixed, visible after work + latency -----------------------
+    minimum_cycles: int = 64  # shortest initiation interval, all engines (isa26: MIN_II)
+    # "static instruction overhead in the order of ~100 cycles" (perf opt. 5a; arch2 gives 100 for VectorE)
+    vector_fixed_cycles: int = 100
+    vector_latency_cycles: int
+    scalar_fixed_cycles: int = 100
+    scalar_latency_cycles: int
+    read_accumulator_cycles: int = 64  # ActReadAccumulator, and the like on VectorE (arch2; isa26)
+    table_load_ns: float = 1290.0  # ACT_TABLE_LOAD (profile in dma)
+    wide_stride_bytes: int = 16  # larger innermost strides halve SBUF and PSUM bandwidth (arch2)
+    dynamic_address_cycles: int = 600  # least cost of an instruction with a run-time address (isa26)
+
+    # ---- GpSimdE --------------------------------------------------------------------------------------------
+    gpsimd_start_cycles: int = 150  # isa26: GPSIMD_START
+
+    # ---- TensorE --------------------------------------------------------------------------------------------
+    # A 512-column float32 pass takes 600 ns at a spacing of 429.6 ns (opt): the array's depth.
+    tensor_fill_ns: float = 170.0
+    stationary_speedup: int = 4  # LoadStationary is up to 4x faster than a matmul of its size (arch2)
+    passes_float32: int = 4  # arch2; two instructions of 1024 cycles in opt
+    passes_float32_onezero: int = 2  # isa26: up to 2x for float32 with is_*_onezero
+    passes_float32_transpose: int  # arch3: transpose mode is 2x faster in float32
+    cold_rate: float = 0.5  # of the clock; neuron-explorer overview-summary-page.rst and troubleshooting.rst
+    cold_window_ns: float = 3000.0  # busy time to warm up, and window of the 50 % rule (same pages)
+    warm_utilisation: float = 0.5
+
+    # ---- DMA ------------------------------------------------------------------------------------------------
+    # Trigger to first byte: 740 to 1007 ns (load), 900 ns (store) in the profiles of dma.
+    dma_start_ns: float = 900.0
+    dma_finish_ns: float = 300.0  # completion to the start of the consumer (profiles of dma)
+    saturating_bytes: int = 4096  # bytes per descriptor from which on DMA sustains its peak (bandwidth; dma)
+    transpose_efficiency_hbm: float = 0.9  # arch3
+    transpose_efficiency_sbuf: float = 0.5  # arch3
+    reduce_efficiency: float = 0.5  # dma_compute (trainium3_arch.rst)
+    hwdge_issue_ns: float = 600.0  # per instruction on the sequencer that triggers it (arch3; dge)
+    trigger_ns: float = 50.0  # any other trigger: the 60-cycle access overhead of arch2, rounded
+    swdge_cycles_per_descriptor: int = 1  # assumption: no document says what GpSimdE needs for one
+
+    # ---- calls and cores ------------------------------------------------------------------------------------
+    # First compute 13 to 17 us after the start, of which ~3 us are the first load; ~5 us after the last store.
+    launch_ns: float = 10_000.0
+    teardown_ns: float = 5_000.0
+    # Assumption: two semaphore round trips of the documented 1300 ns cross-engine latency (bandwidth).
+    barrier_ns: float = 1300.0
+
+    def descriptor_ns(self, target: Target) -> float:
+        """Overhead of one DMA descriptor: what makes pieces of 4 KiB run at the documented sustained rate.
+
+        The engine moves bytes at its theoretical rate; 4096 / 17 - 4096 / 27.2 ns on NeuronCore-v2, 27.5 ns on v3.
+        """
+        sustained = self.saturating_bytes / target.dma_engine_bytes_per_ns
+        return sustained - self.saturating_bytes / target.dma_engine_theoretical_bytes_per_ns
+
+    @property
+    def overhead_ns(self) -> float:
+        """What a call adds to the device's own time."""
+        return self.launch_ns + self.teardown_ns
+
+
+GEN2_COSTS = Costs(
+    vector_latency_cycles=100,  # arch2: 100 cycles where each instruction needs the previous one's output
+    scalar_latency_cycles=263,  # a chain of 1-element activations runs at 264 cycles each (perf opt. 5a)
+    passes_float32_transpose=4,
+)
+GEN3_COSTS = Costs(
+    vector_latency_cycles=155,  # opt: 428 ns for 256 cycles of copy, 695 ns for 512 cycles of tensor_tensor
+    scalar_latency_cycles=354,  # dma: exp takes 402 ns for 128 and 3716 ns for 4096 elements
+    passes_float32_transpose=2,
+)
+GEN4_COSTS = Costs(  # no measurement is published: as NeuronCore-v3
+    vector_latency_cycles=155, scalar_latency_cycles=354, passes_float32_transpose=2
+)
+COSTS = {2: GEN2_COSTS, 3: GEN3_COSTS, 4: GEN4_COSTS}
+
+# Functions by the table that holds them. Documents name four sets (work-with-neff-files.rst) but not their members;
+# those of "small" are taken to be in every set, and the rest is grouped by name: an assumption.
+IN_EVERY_TABLE = frozenset({"copy", "identity", "square", "relu", "prelu", "abs", "sign", "memset"})
+TABLE_OF = {
+    "exp": "natural_log_exp_and_others",
+    "log": "natural_log_exp_and_others",
+    "rsqrt": "reciprocal_sqrt_and_small",
+    "sqrt": "reciprocal_sqrt_and_small",
+    "reciprocal": "reciprocal_and_small",
+    "sin": "trigonometric",
+    "arctan": "trigonometric",
+}
+OTHER_TABLE = "gelu_and_others"
+
+
+def table_of(function: str) -> str | None:
+    """The table set that ScalarE needs for `function`; None when every set has it."""
+    if function in IN_EVERY_TABLE:
+        return None
+    return TABLE_OF.get(function, OTHER_TABLE)

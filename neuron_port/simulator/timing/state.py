@@ -1,0 +1,153 @@
+"""What the scheduler keeps: the work (costs, transfers, dependencies), and the lanes and memories of each core."""
+
+from __future__ import annotations
+
+from neuron_port.simulator.memory import Allocation, MemoryRegion
+from neuron_port.simulator.target import Target
+from neuron_port.simulator.timing.clock import TensorClock
+from neuron_port.simulator.timing.constants import Costs
+from neuron_port.simulator.timing.costs import Cost, CostModel
+from neuron_port.simulator.timing.dependencies import Dependencies, dependencies_of
+from neuron_port.simulator.timing.dma import Transfer, transfer_of
+from neuron_port.simulator.timing.timeline import COMPUTE_LANES, Cause
+from neuron_port.simulator.trace import NkiInstruction, engine
+
+TENSOR, VECTOR, SCALAR, GPSIMD, SYNC = range(len(COMPUTE_LANES))
+DMA = len(COMPUTE_LANES)
+LANE_OF = {
+    engine.tensor: TENSOR,
+    engine.vector: VECTOR,
+    engine.scalar: SCALAR,
+    engine.gpsimd: GPSIMD,
+    engine.sync: SYNC,
+    engine.unknown: SYNC,
+    engine.dma: DMA,
+}
+
+NEVER = float("inf")
+
+
+class Work:
+    """What does not change between schedules of the same traces: costs, transfers, dependencies."""
+
+    def __init__(self, traces: list[list[NkiInstruction]], target: Target, costs: Costs) -> None:
+        self.traces = traces
+        self.target = target
+        self.costs = costs
+        model = CostModel(target, costs)
+        known: dict[object, Transfer] = {}
+        self.dependencies: list[Dependencies] = []
+        self.plans: list[list[Cost | Transfer]] = []
+        for trace in traces:
+            self.dependencies.append(dependencies_of(trace))
+            plan: list[Cost | Transfer] = []
+            for instruction in trace:
+                if instruction.engine is engine.dma:
+                    plan.append(_transfer(instruction, target, costs, len(traces), known))
+                else:
+                    plan.append(model.cost(instruction))
+            self.plans.append(plan)
+
+
+def _transfer(
+    instruction: NkiInstruction, target: Target, costs: Costs, cores: int, known: dict[object, Transfer]
+) -> Transfer:
+    """The transfer, looked up by everything that it depends on."""
+    key = (
+        instruction.opcode,
+        *[
+            (r.shape, r.dtype, r.buffer, r.start_partition)
+            if r.__class__ is Allocation
+            else (r[1], r[2], r[5], r[0].buffer, r[6])  # type: ignore[index,union-attr]
+            for r in instruction.recorded
+        ],
+        repr(instruction.attributes) if instruction.attributes else None,
+    )
+    transfer = known.get(key)
+    if transfer is None:
+        transfer = known[key] = transfer_of(instruction, target, costs, cores)
+    return transfer
+
+
+class Lane:
+    """One engine of one core, or its DMA: instructions in program order, and those that are ready."""
+
+    __slots__ = ("coming", "done", "free_ns", "free_since", "oldest", "order", "ready", "wake_ns")
+
+    def __init__(self, order: list[int]) -> None:
+        self.order = order  # positions in the core's program
+        self.done = bytearray(len(order))
+        self.oldest = 0  # place in `order` of the first instruction that has not run
+        self.coming: list[tuple[float, int]] = []  # (ready ns, place): not yet ready
+        self.ready: list[int] = []  # places that are ready, first in program order first
+        self.free_ns = 0.0
+        self.free_since = -1  # position of the instruction that occupied it last
+        self.wake_ns = NEVER  # when it is due to decide next
+
+
+class Memory:
+    """SBUF or PSUM of one core: tiles get room in program order."""
+
+    __slots__ = ("capacity", "next", "tiles", "units", "used")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.used = 0
+        self.tiles: list[tuple[int, int, Allocation]] = []  # (position of the first use, units, tile)
+        self.units: dict[Allocation, int] = {}
+        self.next = 0
+
+
+class Core:
+    """Everything that one core has while it is scheduled."""
+
+    def __init__(self, index: int, work: Work, window: int) -> None:
+        self.index = index
+        self.trace = work.traces[index]
+        self.plan = work.plans[index]
+        dependencies = work.dependencies[index]
+        count = len(self.trace)
+        self.waiting = [len(edges) for edges in dependencies.edges]
+        self.ready_ns = [0.0] * count
+        self.cause: list[tuple[Cause, int | None]] = [("start", None)] * count
+        self.consumers: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        for position, edges in enumerate(dependencies.edges):
+            for producer, kind in edges:
+                self.consumers[producer].append((position, kind))
+        orders: list[list[int]] = [[] for _ in range(DMA + 1)]
+        self.place = [0] * count
+        self.lane_of = [LANE_OF[instruction.engine] for instruction in self.trace]
+        for position, lane in enumerate(self.lane_of):
+            self.place[position] = len(orders[lane])
+            orders[lane].append(position)
+        self.lanes = [Lane(order) for order in orders]
+        self.window = window
+        self.engines_ns = [0.0] * work.target.dma_engines
+        self.engine_user = [-1] * work.target.dma_engines
+        self.queues: dict[str, list[int]] = {}  # DMA: places that are ready, by queue
+        self.turn = 0  # of the queues, which take turns
+        self.issuer_ns: dict[str, float] = {}  # when the maker of a queue's descriptors is free
+        self.clock = TensorClock(work.costs) if work.target.tensor_clock_gates else None
+        self.table: str | None = None
+        self.lock_ns = {"sbuf": (0.0, -1), "psum": (0.0, -1)}
+        target = work.target
+        self.memories = {
+            MemoryRegion.sbuf: Memory(target.sbuf_usable_bytes_per_partition),
+            MemoryRegion.psum: Memory(target.psum_banks),
+        }
+        self.users: dict[Allocation, int] = {}  # uses of a tile that are still to come
+        self.last_use: dict[Allocation, tuple[float, int]] = {}  # (ns, position)
+        self.touched: list[list[Allocation]] = [[] for _ in range(count)]
+        for position, tiles in enumerate(dependencies.first_writes):
+            for tile in tiles:
+                memory = self.memories[tile.buffer]
+                unit = target.psum_bank_bytes if tile.buffer is MemoryRegion.psum else 1
+                units = -(-tile.bytes_per_partition // unit)
+                memory.tiles.append((position, units, tile))
+                memory.units[tile] = units
+                self.waiting[position] += 1
+        for tile, positions in dependencies.touches.items():
+            unique = set(positions)
+            self.users[tile] = len(unique)
+            for position in unique:
+                self.touched[position].append(tile)
