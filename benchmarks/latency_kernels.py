@@ -307,3 +307,37 @@ def layernorm_v2(x: Any, gamma: Any, beta: Any) -> Any:
         nisa.tensor_tensor(tile, tile, beta_all, nl.add)
         nisa.dma_copy(out[t : t + P, 0:columns], tile)
     return out
+
+
+# ---- matmul with groups of tiles that share their loads, all of K in PSUM (variants published by autocomp, Trn1) --------
+
+
+def matmul_grouped(lhsT: Any, rhs: Any, rows: int, columns: int, merged: bool) -> Any:
+    """rows x columns tiles accumulate side by side; merged: one load for all rows and one for all columns."""
+    (K, M), N = lhsT.shape, rhs.shape[1]
+    out = nl.ndarray((M, N), lhsT.dtype, nl.shared_hbm)
+    for m in range(0, M, rows * P):
+        for n in range(0, N, columns * BANK):
+            accs = [[nl.ndarray((P, BANK), nl.float32, nl.psum) for _ in range(columns)] for _ in range(rows)]
+            for k in range(0, K, P):
+                rights = _pieces(rhs[k : k + P, n : n + columns * BANK], columns, merged)
+                lefts = _pieces(lhsT[k : k + P, m : m + rows * P], rows, merged)
+                for row in range(rows):
+                    for column in range(columns):
+                        nisa.nc_matmul(accs[row][column], lefts[row], rights[column])
+            for row in range(rows):
+                for column in range(columns):
+                    at_m, at_n = m + row * P, n + column * BANK
+                    nisa.dma_copy(
+                        out[at_m : at_m + P, at_n : at_n + BANK], _evict(accs[row][column], lhsT.dtype)
+                    )
+    return out
+
+
+def _pieces(source: Any, count: int, merged: bool) -> list[Any]:
+    """The columns of `source` as `count` tiles, from one load or from one each."""
+    width = source.shape[1] // count
+    if merged:
+        tile = _load(source, (P, width * count))
+        return [tile[0:P, i * width : (i + 1) * width] for i in range(count)]
+    return [_load(source[0:P, i * width : (i + 1) * width], (P, width)) for i in range(count)]

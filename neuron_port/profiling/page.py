@@ -21,7 +21,7 @@ from neuron_port.profiling.colours import colours_of
 from neuron_port.profiling.page_data import page_data
 from neuron_port.profiling.picture import headline
 from neuron_port.profiling.profile import Profile
-from neuron_port.profiling.words import LANE_NAMES, bytes_text, share_text, time_text
+from neuron_port.profiling.words import LANE_NAMES, bytes_text, counted, energy_text, share_text, time_text
 from neuron_port.simulator.timing.timeline import Timeline
 
 AROUND = 4  # lines of source shown around those that issue instructions
@@ -48,7 +48,7 @@ def render(profile: Profile) -> str:
         data=data,
         kernel=escape(profile.kernel),
         target=escape(timeline.target),
-        headline=escape(_sentence(headline(timeline))),
+        headline=escape(_sentence(headline(timeline))).replace(" %", "&nbsp;%"),
         figures="".join(_figures(profile)),
         legend="".join(_legend(profile)),
         advice="".join(_advice(profile))
@@ -87,8 +87,8 @@ def _figures(profile: Profile) -> Iterable[str]:
         ("one engine alone", time_text(exposed), f"{share_text(profile.share(exposed))} of the time nothing overlaps"),
         ("HBM traffic", bytes_text(roofline.hbm_bytes), f"{roofline.operations_per_byte:.1f} operations per byte"),
         ("SBUF peak", bytes_text(sbuf.used), f"per partition, of {bytes_text(sbuf.capacity)}"),
-        ("PSUM peak", f"{psum.used} banks", f"of {psum.capacity}"),
-        ("energy proxy", f"{timeline.energy.total_pj / 1e6:.3g} µJ", "to compare variants by"),
+        ("PSUM peak", counted(psum.used, "bank"), f"of {psum.capacity}"),
+        ("energy proxy", energy_text(timeline.energy.total_pj), "to compare variants by"),
     ]  # fmt: skip
     for name, value, made_of in rows:
         yield f"<div><dt>{name}</dt><dd><b>{escape(value)}</b><span>{escape(made_of)}</span></dd></div>"

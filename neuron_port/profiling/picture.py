@@ -22,6 +22,7 @@ DENSE = 700  # instructions of one lane that can be told apart on the width of t
 SEPARATE = 120  # instructions of one lane up to which a white line separates neighbours
 SLICES = 900
 SHOWN_LINES = 8
+SAID_WIDTH = 112  # characters above a bar
 INK, QUIET, LINE, TRACK, CRITICAL = "#1b1e22", "#5b626a", "#d9d8d2", "#f1f0ec", "#111111"
 
 
@@ -204,7 +205,8 @@ def _draw_lines(axes: Any, profile: Profile) -> None:
         colour = _line_colour(use, profile.timeline)
         axes.barh(row + 0.26, use.critical_ns * scale, height=0.34, color=colour, linewidth=0)
         said = f"{share_text(profile.share(use.critical_ns)):>6}  {_place(use)}  {use.text}"
-        axes.text(0, row + 0.04, said[:112], fontsize=7.5, color=INK, va="bottom", family="monospace")
+        said = said if len(said) <= SAID_WIDTH else said[: SAID_WIDTH - 1] + "…"
+        axes.text(0, row + 0.04, said, fontsize=7.5, color=INK, va="bottom", family="monospace")
     axes.set_ylim(max(len(shown), 4) - 0.35, -0.4)
     axes.set_yticks([])
     axes.set_title(
@@ -250,6 +252,7 @@ def _draw_roofline(axes: Any, timeline: Timeline) -> None:
         (intensity, reached), textcoords="offset points",
         xytext=(9, -4) if intensity < (low * high) ** 0.5 else (-9, -4),
         ha="left" if intensity < (low * high) ** 0.5 else "right", va="top", fontsize=8, color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
     )  # fmt: skip
     axes.text(high, peak * 1.12, f"{peak:.3g} Top/s", ha="right", va="bottom", fontsize=8, color=QUIET)
     axes.text(

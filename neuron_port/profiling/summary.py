@@ -9,7 +9,7 @@ from typing import Any
 
 from neuron_port.profiling.picture import headline
 from neuron_port.profiling.profile import Profile
-from neuron_port.profiling.words import LANE_NAMES, bytes_text, share_text, time_text
+from neuron_port.profiling.words import LANE_NAMES, bytes_text, counted, energy_text, share_text, time_text
 
 LABEL = 14
 SOURCE_WIDTH = 70
@@ -59,15 +59,13 @@ def _figures(profile: Profile) -> Iterable[str]:
         f"SBUF {bytes_text(sbuf.used)} of {bytes_text(sbuf.capacity)} per partition, "
         f"PSUM {psum.used} of {psum.capacity} banks",
     )
-    yield (
-        _row("TensorE clock", f"{time_text(timeline.tensor_cold_ns)} lost while it is slow")
-        if timeline.tensor_cold_ns
-        else _row("TensorE clock", "nothing lost to the slow clock")
-    )
+    lost = f"{time_text(timeline.tensor_cold_ns)} lost while it is slow" if timeline.tensor_cold_ns else "nothing lost"
+    yield _row("TensorE clock", lost)
     yield _row(
-        "tables", f"{timeline.table_loads} loads of activation functions, {time_text(timeline.table_load_ns)}"
+        "tables",
+        f"{counted(timeline.table_loads, 'load')} of activation functions, {time_text(timeline.table_load_ns)}",
     )
-    yield _row("energy proxy", f"{timeline.energy.total_pj / 1e6:.3g} µJ, to compare variants by")
+    yield _row("energy proxy", f"{energy_text(timeline.energy.total_pj)}, to compare variants by")
 
 
 def _engines(profile: Profile) -> Iterable[str]:

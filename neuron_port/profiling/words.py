@@ -43,6 +43,19 @@ def bytes_text(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
+def energy_text(picojoules: float) -> str:
+    """An energy with three digits and its unit."""
+    for unit, scale in (("nJ", 1e3), ("µJ", 1e6)):
+        if picojoules < 1000 * scale:
+            return f"{picojoules / scale:.3g} {unit}"
+    return f"{picojoules / 1e9:.3g} mJ"
+
+
+def counted(count: int, one: str) -> str:
+    """`1 bank`, `8 banks`."""
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
+
+
 def share_text(share: float) -> str:
     """A part of a whole in percent; what is there but rounds to nothing says so."""
     if 0 < share < 0.001:

@@ -111,7 +111,7 @@ def require_written(opcode: str, name: str, source: NkiTensor, *, deciding: bool
     refused where it decides something: in an output, an address, a register, a scale (`deciding`).
     """
     storage = source.storage
-    if storage.is_written(source.stored):
+    if source.is_written():
         return
     missing = "all" if storage.state == UNWRITTEN else "some"
     message = (
@@ -186,6 +186,17 @@ def check_generation(opcode: str, least: int, what: str = "") -> None:
             f"{opcode}: {what or 'the instruction'} needs NeuronCore-v{least} or newer, "
             f"the target is {target.name}",
             hint=f"choose a target of generation {least}, or another instruction",
+        )
+
+
+def check_priority(opcode: str, priority: Any) -> None:
+    """DMA has classes of service 0 to 3, lower first, from NeuronCore-v4 on (dma_copy documentation)."""
+    check_generation(opcode, 4, "priority")
+    classes = current_run().target.dma_priorities
+    if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority < classes:
+        raise ConstraintError(
+            f"{opcode}: priority is {priority!r}, must be an integer from 0 to {classes - 1}",
+            hint="0 is the highest priority",
         )
 
 

@@ -215,7 +215,7 @@ def record(
     if run.undefined_reads:
         from neuron_port.simulator.undefined import spread
 
-        spread(run, opcode, operands, writes)
+        spread(run, opcode, operands, writes, attributes)
     if run.logical_core is not None:
         run.logical_core.note_writes(run, instruction, operands)
     return instruction

@@ -214,7 +214,7 @@ class Scheduler:
 class LogicalCore:
     """Two cores that share HBM (LNC2): the i-th tensor that each allocates in shared HBM is one and the same."""
 
-    __slots__ = ("digests", "meetings", "rows", "runs", "shared", "taken")
+    __slots__ = ("_moving", "digests", "meetings", "rows", "runs", "shared", "taken")
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = tuple(runs)
@@ -224,6 +224,7 @@ class LogicalCore:
         # By (core, index of the instruction):
         self.digests: dict[tuple[int, int], int] = {}  # of the values written to shared HBM
         self.rows: dict[tuple[int, int], tuple[Recorded, np.ndarray]] = {}  # gathered or scattered there
+        self._moving: tuple[np.ndarray, np.ndarray] | None = None  # all rows, and which of them move just now
         for core, run in enumerate(self.runs):
             run.logical_core = self
             run.program_id = core
@@ -260,10 +261,14 @@ class LogicalCore:
         """Remember which rows the instruction about to be recorded gathers or scatters."""
         if rows.storage.buffer is MemoryRegion.shared_hbm:
             self.rows[run.program_id, len(run.instructions)] = (rows.recorded(), np.array(indices))
+            self._moving = (rows.array, indices)
 
     def note_writes(self, run: Run, instruction: NkiInstruction, operands: Sequence[NkiTensor]) -> None:
         """Remember what an instruction wrote to shared HBM, to tell equal writes of both cores from a race."""
-        key = (run.program_id, instruction.index)
         for written in operands[: instruction.writes]:
-            if written.storage.buffer is MemoryRegion.shared_hbm and key not in self.rows:
-                self.digests[key] = zlib.crc32(np.ascontiguousarray(written.array).view(np.uint8).data)
+            if written.storage.buffer is MemoryRegion.shared_hbm:
+                values = written.array if self._moving is None else self._moving[0][self._moving[1]]
+                self.digests[run.program_id, instruction.index] = zlib.crc32(
+                    np.ascontiguousarray(values).view(np.uint8).data
+                )
+        self._moving = None

@@ -1,8 +1,8 @@
 """What only the whole run shows: tiles that overwrite each other too early, and tiles that outlive their loop.
 
-Kernels reuse explicit addresses legally, one tile after another, and here every tile has memory of its own. So the trace is
-walked in program order: every byte knows the tile that wrote it last, and reading a byte of another tile is an
-error. Only tiles that overlap both in place and in time are looked at; without them nothing is walked.
+Kernels reuse explicit addresses legally, one tile after another, and here every tile has memory of its own. So the
+trace is walked in program order: every byte knows the tile that wrote it last, and reading a byte of another tile is
+an error. Only tiles that overlap both in place and in time are looked at; without them nothing is walked.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class Escape:
 
 def find_escapes(trace: Trace) -> list[Escape]:
     """Uses of tiles on chip after the iteration of the hardware loop in which they were allocated."""
-    escapes = []
+    escapes: list[Escape] = []
     for iteration in trace.iterations:
         end = iteration.end_instruction
         for tile in trace.allocations[iteration.first_allocation : iteration.end_allocation]:

@@ -119,9 +119,20 @@ class IndirectTensor(NkiTensor):
         return bit_view(self.storage, self.dtype, counts, steps, self.begin, 0)
 
     def row_indices(self) -> np.ndarray:
-        """The [P] integer indices as they are now."""
+        """The [P] integer indices as they are now, one for each partition."""
+        if self.index.array.shape[0] != self.counts[0] or self.index.size != self.counts[0]:
+            raise ConstraintError(
+                f"vector_offset: index {self.index!r} must have shape ({self.counts[0]}, 1)",
+                hint="one row index for each partition of the pattern; only dma_transpose takes columns of them",
+            )
         check_source("vector_offset", "index", self.index)
         return self.index.array.reshape(-1).astype(np.int64)
+
+    def column_indices(self) -> np.ndarray:
+        """As many indices as the pattern has rows, read down the columns of the [P, N] index tile."""
+        check_source("vector_offset", "index", self.index)
+        flat = self.index.array.reshape(self.index.array.shape[0], -1).T.reshape(-1)
+        return flat[: self.counts[0]].astype(np.int64)
 
 
 def indirect_pattern(
@@ -179,7 +190,7 @@ def _check_vector_offset(tensor: NkiTensor, index: Any, partitions: int, dim: in
         or not index.dtype.is_integer
     ):
         raise ConstraintError(f"vector_offset: index {index!r} must be an int32 or uint32 tile in SBUF")
-    if index.array.shape[0] != partitions or index.size != partitions:
+    if index.size < partitions:
         raise ConstraintError(
             f"vector_offset: index {index!r} must have shape ({partitions}, 1)",
             hint="one row index for each partition of the pattern",

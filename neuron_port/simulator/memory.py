@@ -100,7 +100,17 @@ class Allocation:
 class Storage:
     """The array behind a tensor and all of its views, with the state of every element."""
 
-    __slots__ = ("allocation", "array", "buffer", "mask", "on_chip", "origin", "poisoned", "remaining", "state")
+    __slots__ = (
+        "allocation",
+        "array",
+        "buffer",
+        "mask",
+        "on_chip",
+        "origin",
+        "poisoned",
+        "remaining",
+        "state",
+    )
 
     def __init__(self, array: np.ndarray, allocation: Allocation, state: int = UNWRITTEN) -> None:
         self.array = array

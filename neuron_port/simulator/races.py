@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -24,10 +25,10 @@ from neuron_port.simulator.trace import NkiInstruction, Operand, Recorded, engin
 SHARED_HBM = MemoryRegion.shared_hbm
 NEVER_IN_HBM = (engine.tensor, engine.vector, engine.scalar)
 MEETINGS = ("core_barrier", "sendrecv")
-MOST_WARNINGS = 20
 
 
-class Access(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Access:
     """One operand in shared HBM of one instruction."""
 
     core: int
@@ -66,22 +67,30 @@ def check_races(core: LogicalCore) -> None:
     for (allocation, _), sides in _accesses_by_period(core).items():
         if not (sides[0] and sides[1]) or not any(access.writes for side in sides for access in side):
             continue
-        for writer, other in _conflicts(allocation, sides):
-            if writer.moment == other.moment:
-                raise RaceError(
-                    f"{writer.doing} and {other.doing} the same bytes of {allocation!r}, and nothing orders the "
-                    "two",
-                    location=other.instruction.location,
-                    hint=f"let both cores execute nisa.core_barrier({allocation.name}, (0, 1)) in between, or "
-                    "give each core bytes of its own",
-                )
-            run = core.runs[other.core]
-            if len(run.warnings) < MOST_WARNINGS:
-                run.warnings[
-                    f"{other.instruction.location}: {other.doing} what {writer.doing} in {allocation!r}; only "
-                    "sendrecv, or core_barrier on other data, lies in between, which orders no DMA for sure: "
-                    f"add nisa.core_barrier({allocation.name}, (0, 1))"
-                ] = None
+        moments = sorted({access.moment for side in sides for access in side})
+        for moment in moments:
+            at_once = tuple([access for access in side if access.moment == moment] for side in sides)
+            if (pair := _conflict(allocation, at_once)) is not None:  # type: ignore[arg-type]
+                _refuse(allocation, *pair)
+        if len(moments) > 1 and (pair := _conflict(allocation, sides)) is not None:
+            _warn(core, allocation, *pair)
+
+
+def _refuse(allocation: Allocation, first: Access, second: Access) -> NoReturn:
+    raise RaceError(
+        f"{first.doing} and {second.doing} the same bytes of {allocation!r}, and nothing orders the two",
+        location=second.instruction.location,
+        hint=f"let both cores execute nisa.core_barrier({allocation.name}, (0, 1)) in between, or give each core "
+        "bytes of its own",
+    )
+
+
+def _warn(core: LogicalCore, allocation: Allocation, first: Access, second: Access) -> None:
+    core.runs[0].warnings[
+        f"{second.instruction.location}: {first.doing} and {second.doing} the same bytes of {allocation!r}; only "
+        "sendrecv, or core_barrier on other data, lies in between, which orders no DMA for sure: add "
+        f"nisa.core_barrier({allocation.name}, (0, 1))"
+    ] = None
 
 
 def warn_of_diverging_loops(core: LogicalCore) -> None:
@@ -180,44 +189,92 @@ def _allocation_of(recorded: Recorded) -> Allocation:
 
 # ---- which of them meet in memory ---------------------------------------------------------------------------------
 
+NOBODY = -1
+SEVERAL = -2  # writes of different values
 
-def _conflicts(allocation: Allocation, sides: Sides) -> list[tuple[Access, Access]]:
-    """Pairs (write, access of the other core) that share bytes, certain races first."""
+
+def _conflict(allocation: Allocation, sides: Sides) -> tuple[Access, Access] | None:
+    """A write and an access of the other core that share bytes and do not come to the same in any order.
+
+    Of two writers, the bytes end up as either wrote them last: that is certain if both wrote the same. A reader
+    sees its own last write if all that the other core writes there is the same.
+    """
     if not _may_meet(sides):
-        return []
-    owners = np.full(math.prod(allocation.shape), -1, np.int32)  # element -> number of the write
-    pairs: list[tuple[Access, Access]] = []
-    seen: set[tuple[int, ...]] = set()
+        return None
+    kinds = _kinds_of_writes(sides)
+    last = [_painted(allocation, side, kinds, blend=False) for side in sides]
+    unlike = (last[0] != NOBODY) & (last[1] != NOBODY) & (last[0] != last[1])
+    if unlike.any():
+        element = int(np.argmax(unlike))
+        return tuple(_last_on(element, allocation, side) for side in sides)  # type: ignore[return-value]
     for mine, others in (sides, sides[::-1]):
-        writes = [access for access in mine if access.writes]
-        twins = {access.same_write for access in writes} - {None}
-        # Writes against writes are found from core 0's side already.
-        readers = [access for access in others if not access.writes or mine is sides[0]]
-        if not writes or not readers:
+        if not any(access.writes for access in mine) or all(access.writes for access in others):
             continue
-        for number, write in enumerate(writes):
-            _put(owners, allocation, write, number)
-        harmless: set[object] = set()  # writes of the other core that its reader has repeated itself before
-        repeated = iter([access for access in others if access.writes and access.same_write in twins])
-        upcoming = next(repeated, None)
-        for access in readers:
-            while upcoming is not None and upcoming.instruction.index < access.instruction.index:
-                harmless.add(upcoming.same_write)
-                upcoming = next(repeated, None)
-            touched = _owners_in(owners, allocation, access)
-            for number in touched:
-                write = writes[number]
-                if write.same_write is not None and (
-                    write.same_write in harmless or (access.writes and write.same_write == access.same_write)
-                ):
-                    continue
-                lines = (write.core, write.instruction.line, access.instruction.line, write.moment - access.moment)
-                if lines not in seen:
-                    seen.add(lines)
-                    pairs.append((write, access))
-        owners.fill(-1)
-    pairs.sort(key=lambda pair: pair[0].moment != pair[1].moment)
-    return pairs
+        written = _painted(allocation, mine, kinds, blend=True)
+        own = np.full(written.shape, NOBODY, np.int32)
+        for access in others:
+            if access.writes:
+                _paint(own, allocation, access, kinds[access], blend=False)
+                continue
+            theirs = _touched(written, allocation, access)
+            bad = (theirs != NOBODY) & (theirs != _touched(own, allocation, access))
+            if bad.any():
+                return _writer_under(access, allocation, mine, bad), access
+    return None
+
+
+def _kinds_of_writes(sides: Sides) -> dict[Access, int]:
+    """A number for every write; the same for writes of equal values to equal places."""
+    numbers: dict[object, int] = {}
+    kinds: dict[Access, int] = {}
+    for side in sides:
+        for access in side:
+            if access.writes:
+                what = access.same_write or access
+                kinds[access] = numbers.setdefault(what, len(numbers))
+    return kinds
+
+
+def _painted(allocation: Allocation, side: list[Access], kinds: dict[Access, int], *, blend: bool) -> np.ndarray:
+    """Element -> kind of the write to it: the last, or SEVERAL where kinds blend."""
+    owners = np.full(math.prod(allocation.shape), NOBODY, np.int32)
+    for access in side:
+        if access.writes:
+            _paint(owners, allocation, access, kinds[access], blend=blend)
+    return owners
+
+
+def _paint(owners: np.ndarray, allocation: Allocation, access: Access, kind: int, *, blend: bool) -> None:
+    view = _window(owners, allocation, access.recorded)
+    where = ... if access.rows is None else access.rows
+    if blend:
+        before = view[where]
+        view[where] = np.where((before == NOBODY) | (before == kind), kind, SEVERAL)
+    else:
+        view[where] = kind
+
+
+def _touched(owners: np.ndarray, allocation: Allocation, access: Access) -> np.ndarray:
+    view = _window(owners, allocation, access.recorded)
+    return view if access.rows is None else view[access.rows]
+
+
+def _last_on(element: int, allocation: Allocation, side: list[Access]) -> Access:
+    """The last write of a core to an element."""
+    for access in reversed(side):
+        if access.writes and _painted(allocation, [access], {access: 0}, blend=False)[element] == 0:
+            return access
+    raise AssertionError("the element is written")
+
+
+def _writer_under(reader: Access, allocation: Allocation, side: list[Access], bad: np.ndarray) -> Access:
+    """A write of `side` to an element that the reader finds uncertain; the last of them."""
+    for access in reversed(side):
+        if access.writes:
+            owners = _painted(allocation, [access], {access: 0}, blend=False)
+            if ((_touched(owners, allocation, reader) == 0) & bad).any():
+                return access
+    raise AssertionError("the elements are written")
 
 
 def _may_meet(sides: Sides) -> bool:
@@ -237,24 +294,6 @@ def _span(access: Access) -> tuple[int, int]:
     if isinstance(recorded, Allocation):
         return 0, math.prod(recorded.shape) * recorded.dtype.itemsize
     return Operand(*recorded).byte_range
-
-
-def _put(owners: np.ndarray, allocation: Allocation, access: Access, number: int) -> None:
-    view = _window(owners, allocation, access.recorded)
-    if access.rows is None:
-        view[...] = number
-    else:
-        view[access.rows] = number
-
-
-def _owners_in(owners: np.ndarray, allocation: Allocation, access: Access) -> list[int]:
-    """The numbers of the writes that an access meets."""
-    view = _window(owners, allocation, access.recorded)
-    if access.rows is not None:
-        view = view[access.rows]
-    if view.size == 0 or view.max() < 0:
-        return []
-    return [int(number) for number in np.unique(view) if number >= 0]
 
 
 def _window(owners: np.ndarray, allocation: Allocation, recorded: Recorded) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from neuron_port.simulator.arguments import HbmArray, for_other_core, inputs_of, outputs_of, to_hbm
+from neuron_port.simulator.blas import OneBlasThread
 from neuron_port.simulator.context import Run, context
 from neuron_port.simulator.cores import LogicalCore, Scheduler
 from neuron_port.simulator.errors import (
@@ -203,7 +204,7 @@ def _run(
         arguments = inputs_of(run, function, *calls[0])
         context.run = run
         try:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), OneBlasThread():
                 returned = _call(function, arguments)
         finally:
             context.run = None
@@ -224,7 +225,8 @@ def _run(
             )
             scheduler.add(run, label, lambda arguments=arguments: _call(function, arguments))  # type: ignore[misc]
         by_rank.append((runs, all_arguments[0]))
-    results = iter(scheduler.execute())
+    with OneBlasThread():
+        results = iter(scheduler.execute())
     return [_finished(runs, [next(results) for _ in runs], arguments) for runs, arguments in by_rank]
 
 

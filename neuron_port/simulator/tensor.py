@@ -115,9 +115,22 @@ class NkiTensor:
         return self.array.shape[0]
 
     @property
+    def readable(self) -> np.ndarray:
+        """The values, to be read at once: as `array`, but a tile that borrows an input (borrowing.py) goes on."""
+        return self.array
+
+    @property
     def stored(self) -> NkiTensor:
         """The plain view of the storage whose elements this tensor depends on."""
         return self
+
+    def is_written(self) -> bool:
+        """Whether all elements that it depends on are written."""
+        return self.storage.is_written(self.stored)
+
+    def states(self) -> np.ndarray:
+        """Who wrote each element (see memory.py)."""
+        return self.storage.mask_of(self.stored)
 
     def recorded(self) -> Recorded:
         """What the trace keeps of it: its allocation alone when it is all of it."""
@@ -195,6 +208,9 @@ class NkiTensor:
                     dropped += 1
                     continue
             if not 0 <= begin < end <= size or step < 1:
+                if 0 <= begin == end <= size and step > 0 and not on_chip:
+                    result.append(slice(begin, end))  # a core without work: a view that no instruction takes
+                    continue
                 raise self._out_of_bounds(axis, item, size)
             if axis == 0 and on_chip:
                 if step != 1:
@@ -224,7 +240,7 @@ class NkiTensor:
         shown = f"ds({item.start}, {item.size})" if type(item) is DynamicSlice else item
         return OutOfBoundsError(
             f"index {shown} leaves dimension {axis} (size {size}) of {self!r}",
-            hint="slices are neither clamped nor empty here: end a tail tile with min(start + tile, size)",
+            hint="slices are not clamped, and on chip not empty: end a tail tile with min(start + tile, size)",
         )
 
     def slice(self, dim: int, start: int, end: int, step: int = 1) -> NkiTensor:
@@ -402,11 +418,10 @@ class NkiTensor:
         return access_pattern(self, pattern, offset, scalar_offset, vector_offset, indirect_dim, dtype)
 
     def indirect(self, index: NkiTensor, num_elem: int | None = None) -> NkiTensor:
-        """Tensor indirection exists from NeuronCore-v4 on."""
-        raise UnsupportedError(
-            f"indirect on {self!r}: tensor indirection needs NeuronCore-v4",
-            hint="gather with nisa.dma_copy and .ap(vector_offset=...)",
-        )
+        """The elements [P, num_elem] at the offsets in `index`, along the free dimension (NeuronCore-v4)."""
+        from neuron_port.simulator.indirection import indirect
+
+        return indirect(self, index, num_elem)
 
     def get_pattern(self) -> list[list[int]]:
         """The view as [[stride, count], ...]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,7 @@ BY_ELEMENT = frozenset(
 )  # fmt: skip
 # These take some elements and leave others; what they left out leaves no NaN behind.
 SELECTING = frozenset({"affine_select", "range_select", "select_reduce", "tensor_copy_predicated"})
+UNCHANGED = 255  # in the mask of nc_stream_shuffle
 
 
 class Read:
@@ -74,18 +75,34 @@ def note_accumulated(dst: NkiTensor, undefined: np.ndarray) -> None:
     current_run().undefined_reads.append(Read(dst, np.broadcast_to(undefined, shape).copy(), origin))
 
 
-def spread(run: Run, opcode: str, operands: Sequence[NkiTensor], writes: int) -> None:
+def spread(
+    run: Run, opcode: str, operands: Sequence[NkiTensor], writes: int, attributes: dict[str, Any]
+) -> None:
     """Mark what the instruction, which has just run, computed from undefined elements."""
     reads, run.undefined_reads = run.undefined_reads, []
     for position, dst in enumerate(operands[:writes]):
         array = dst.array
         result = np.zeros(array.shape, dtype=bool)
         for read in reads:
-            result |= _dependents(opcode, read, dst, operands, exact=position == 0)
+            if opcode == "nc_stream_shuffle":
+                _shuffle(read, result, attributes["shuffle_mask"])
+            else:
+                result |= _dependents(opcode, read, dst, operands, exact=position == 0)
         if opcode in SELECTING and array.dtype.kind == "f":
             result &= np.isnan(array)
         if result.any():
             dst.storage.mark_undefined(dst.stored, result, reads[0].origin)
+
+
+def _shuffle(read: Read, result: np.ndarray, mask: Sequence[int]) -> None:
+    """Rows move within each 32 partitions; the read begins at the first row that the mask uses."""
+    first = min(entry for entry in mask if entry != UNCHANGED)
+    rows = read.undefined.reshape(read.undefined.shape[0], *result.shape[1:])
+    for target in range(result.shape[0]):
+        entry = mask[target % len(mask)]
+        source = target - target % len(mask) + entry - first
+        if entry != UNCHANGED and source < rows.shape[0]:
+            result[target] = rows[source]
 
 
 def _dependents(

@@ -43,9 +43,7 @@ def write(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> None:
     dtype = dst.dtype
     array = dst.array
     if dtype is not float32:
-        values = dtype.rounded(values)
-        if dtype.itemsize == 1 and dtype.is_float and not np.isfinite(values).all():
-            current_run().warn(f"results beyond the range of {dtype} become infinite or NaN in {dst!r}")
+        values = rounded(dst, values)
     if values.shape != array.shape:
         values = values.reshape(array.shape)
     try:
@@ -58,6 +56,15 @@ def write(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> None:
         storage.mark_written(dst, writer)
 
 
+def rounded(dst: NkiTensor, values: np.ndarray) -> np.ndarray:
+    """`values` rounded once to dst's dtype; 8-bit floats that they do not fit are warned of."""
+    dtype = dst.dtype
+    values = dtype.rounded(values)
+    if dtype.itemsize == 1 and dtype.is_float and not np.isfinite(values).all():
+        current_run().warn(f"results beyond the range of {dtype} become infinite or NaN in {dst!r}")
+    return values
+
+
 def compute(dst: NkiTensor, function: np.ufunc, *arguments: Any) -> None:
     """dst = function(*arguments), without a temporary array when dst is float32 of the same shape."""
     array = dst.array
@@ -67,7 +74,15 @@ def compute(dst: NkiTensor, function: np.ufunc, *arguments: Any) -> None:
         if storage.state != BY_OTHERS:
             storage.mark_written(dst, BY_OTHERS)
     else:
-        write(dst, function(*arguments))
+        results = function(*arguments)
+        dtype = dst.dtype
+        if dtype.is_integer and dtype.itemsize == 4 and results.dtype == FLOAT32:
+            if not np.abs(results).max() <= EXACT_INTEGERS:
+                current_run().warn(
+                    f"{dst!r} receives integers beyond 2**24 from float32 arithmetic, which rounds them; GpSimdE "
+                    "computes 32-bit integers exactly"
+                )
+        write(dst, results)
 
 
 def write_raw(dst: NkiTensor, values: np.ndarray, writer: int = BY_OTHERS) -> None:

@@ -259,7 +259,7 @@ def test_hardware_descriptors_move_raw_bytes(target, dtype, fine):
 
 @pytest.mark.parametrize("shape", [(16, 70), (2, 8, 100), (2, 3, 8, 100)])
 def test_dma_transpose_exchanges_first_and_last(rng, shape):
-    """2-D, 3-D and 4-D transposes of 2-byte data."""
+    """2-D, 3-D and 4-D transposes of 2- and 4-byte data."""
     axes = {2: (1, 0), 3: (2, 1, 0), 4: (3, 1, 2, 0)}[len(shape)]
     x = rng.standard_normal(shape).astype(bf16)
 
@@ -274,8 +274,10 @@ def test_dma_transpose_exchanges_first_and_last(rng, shape):
     np.testing.assert_array_equal(run_kernel(kernel, x).outputs[0], x.transpose(axes))
     with pytest.raises(ConstraintError, match="must have shape"):
         run_kernel(kernel, x, wrong=1)
-    with pytest.raises(ConstraintError, match="2-byte"):
-        run_kernel(kernel, x.astype(np.float32))
+    wide = x.astype(np.float32)
+    np.testing.assert_array_equal(run_kernel(kernel, wide).outputs[0], wide.transpose(axes))
+    with pytest.raises(ConstraintError, match="2 or 4 bytes"):
+        run_kernel(kernel, x.astype(np.int8))
 
 
 def test_private_hbm_must_be_written_before_it_is_read():

@@ -98,7 +98,9 @@ def test_local_gather_beyond_the_buffer_is_refused():
     index = np.full((16, 1), 8, np.uint16)
     run_kernel(gathering((16, 32), num_elem_per_idx=2, num_valid_indices=16), source, index)
     with pytest.raises(OutOfBoundsError, match="index 9 with num_elem_per_idx=2"):
-        run_kernel(gathering((16, 32), num_elem_per_idx=2, num_valid_indices=16), source, index + np.uint16(1))
+        run_kernel(
+            gathering((16, 32), num_elem_per_idx=2, num_valid_indices=16), source, index + np.uint16(1)
+        )
 
 
 # ---- topk ------------------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ def test_rules_of_nonzero_with_count():
         run_kernel(counting(), source, target="trn1")
     with pytest.raises(ConstraintError, match="must be float32 or int32"):
         run_kernel(counting(), source.astype(bf16))
-    with pytest.raises(ConstraintError, match="index_offset is 0.5"):
+    with pytest.raises(ConstraintError, match=r"index_offset is 0.5"):
         run_kernel(counting(index_offset=0.5), source)
 
 

@@ -133,7 +133,7 @@ def test_rules_of_dropout():
         run_kernel(dropping(0.5, nl.bfloat16), x)
     integers = x.astype(np.int32)
     run_kernel(dropping(None, nl.int32), integers, chance)
-    with pytest.raises(ConstraintError, match="prob .* must be float32"):
+    with pytest.raises(ConstraintError, match=r"prob .* must be float32"):
         run_kernel(dropping(None, nl.int32), integers, chance.astype(ml_dtypes.bfloat16))
 
 
@@ -149,11 +149,17 @@ def test_rules_of_states_and_seeds():
         drawing(nl.uint32, (2, 4))(np.ones((2, 24), np.uint32))
     with pytest.raises(ConstraintError, match="must be int8"):
         drawing(nl.float32, (2, 4))(six)
+
+
+def test_the_seed_is_one_value():
+    """set_rng_seed takes 32 bits."""
+
+    def kernel(x):
+        nisa.set_rng_seed(nl.load(x))
+        return nl.zeros((1, 1), nl.float32, nl.shared_hbm)
+
+    run_kernel(kernel, np.ones((1, 1), np.uint32))
     with pytest.raises(ConstraintError, match="one 32-bit value"):
-
-        def kernel(x):
-            nisa.set_rng_seed(nl.load(x))
-
         run_kernel(kernel, np.ones((1, 2), np.uint32))
 
 

@@ -1,35 +1,57 @@
-"""What rules look at: the timeline by instruction and by line, who wrote and who read each tile, and what time is worth.
-
-Expected gains come from the predicted schedule: shortening an instruction gains what it saves as far as the critical
-path runs through it. Overlap that the change would make possible elsewhere is not counted, so a gain is an estimate
-from below, except where a rule says how it counts.
-"""
+"""What rules look at: the timeline by instruction and by line, and who wrote and read each tile in which order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from neuron_port.profiling.by_line import Place, critical_times, place_of
 from neuron_port.simulator import Target
 from neuron_port.simulator.memory import Allocation
 from neuron_port.simulator.timing.timeline import Scheduled, Timeline
-from neuron_port.simulator.trace import Operand, Trace
+from neuron_port.simulator.trace import NkiInstruction, Operand, Trace
 
-LEAST_SHARE = 0.01  # of the device time that a change must be worth to be said
+Key = tuple[int, int]  # core and index of an instruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
-    """One thing to change."""
+class Change:
+    """What following a piece of advice would change in the schedule. The model is asked what that gains.
+
+    Every instruction stays in its place in the program, so the order of everything else is kept.
+    """
+
+    saved_ns: Mapping[Key, float] = field(default_factory=dict)  # less time on its lane
+    left_out: frozenset[Key] = frozenset()  # not executed at all
+    replaced: Mapping[Key, NkiInstruction] = field(default_factory=dict)  # executed as this instead
+    own_copies: frozenset[Allocation] = (
+        frozenset()
+    )  # written without waiting for users of its former contents
+    table_share: float = 1.0  # of the loads of activation tables that remain
+    is_warm: bool = False  # TensorE's clock is never slow
+    memory_factor: int = 1  # on-chip memory that there is room for, as a multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A change that a rule thinks worth making, before the model has said what it gains."""
 
     rule: str
     location: str  # file:line
     measured: str  # the quantity in this kernel, with units
     change: str  # what to do
     source: str  # where the rule comes from
-    gain_ns: float  # expected, from the predicted schedule
+    effect: Change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Touch:
+    """One access of an instruction to an allocation."""
+
+    one: Scheduled
+    operand: Operand
+    wrote: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,50 +63,81 @@ class Evidence:
     traces: Sequence[Trace]
 
     @cached_property
-    def critical(self) -> dict[tuple[int, int], float]:
-        """(core, index): part of the device time that the critical path spends in the instruction."""
+    def critical(self) -> dict[Key, float]:
+        """Part of the device time that the critical path spends in each of its instructions."""
         return critical_times(self.timeline)
 
     @cached_property
-    def by_key(self) -> dict[tuple[int, int], Scheduled]:
-        """(core, index): the instruction on the timeline."""
-        return {(one.core, one.index): one for one in self.timeline.scheduled}
+    def by_key(self) -> dict[Key, Scheduled]:
+        """Every instruction on the timeline."""
+        return {key_of(one): one for one in self.timeline.scheduled}
 
     @cached_property
     def in_order(self) -> list[Scheduled]:
-        """The instructions of core 0 in program order; the other core runs the same kernel."""
-        return sorted((one for one in self.timeline.scheduled if one.core == 0), key=lambda one: one.index)
+        """All instructions in program order, core after core."""
+        return sorted(self.timeline.scheduled, key=key_of)
 
     @cached_property
-    def histories(self) -> dict[Allocation, list[tuple[Scheduled, Operand, bool]]]:
-        """Allocation: who touched it on core 0, in program order, with which operand, and whether it wrote."""
-        touched: dict[Allocation, list[tuple[Scheduled, Operand, bool]]] = {}
+    def touches(self) -> dict[Allocation, list[Touch]]:
+        """Who read and wrote each allocation, in program order."""
+        found: dict[Allocation, list[Touch]] = {}
         for one in self.in_order:
+            writes = one.instruction.writes
             for number, operand in enumerate(one.instruction.operands):
-                wrote = number < one.instruction.writes
-                touched.setdefault(operand.allocation, []).append((one, operand, wrote))
-        return touched
+                touch = Touch(one=one, operand=operand, wrote=number < writes)
+                found.setdefault(operand.allocation, []).append(touch)
+        return found
 
-    def least_gain_ns(self) -> float:
-        """What a change must be worth to be said."""
-        return LEAST_SHARE * self.timeline.device_ns
-
-    def gain_ns(self, members: Iterable[Scheduled], saved_ns: Callable[[Scheduled], float]) -> float:
-        """Device time gained when each member gets shorter by `saved_ns`, as far as the critical path runs through it."""
-        return sum(min(saved_ns(one), self.critical.get((one.core, one.index), 0.0)) for one in members)
-
-    def lines(self, members: Iterable[Scheduled]) -> dict[Place, list[Scheduled]]:
-        """Members by source line."""
+    def lines(self, wanted: Callable[[Scheduled], bool]) -> dict[Place, list[Scheduled]]:
+        """The instructions that `wanted` accepts, by source line, in program order."""
         groups: dict[Place, list[Scheduled]] = {}
-        for one in members:
-            groups.setdefault(place_of(one), []).append(one)
+        for one in self.in_order:
+            if wanted(one):
+                groups.setdefault(place_of(one), []).append(one)
         return groups
 
-    def worth_saying(self, advice: Iterable[Advice]) -> list[Advice]:
-        """Those that gain enough."""
-        return [one for one in advice if one.gain_ns >= self.least_gain_ns()]
+    def utilisation(self, lane: str) -> float:
+        """The busiest core's use of a lane; 0 for a lane that nothing ran on."""
+        return max((use.utilisation for use in self.timeline.lanes if use.lane == lane), default=0.0)
+
+    def writers_before(self, allocation: Allocation, reader: Scheduled) -> list[Scheduled]:
+        """Who wrote the allocation before `reader` in its program."""
+        return [
+            touch.one
+            for touch in self.touches[allocation]
+            if touch.wrote and touch.one.core == reader.core and touch.one.index < reader.index
+        ]
+
+    def readers(self, allocation: Allocation) -> list[Touch]:
+        """All that read the allocation."""
+        return [touch for touch in self.touches[allocation] if not touch.wrote]
+
+
+def key_of(one: Scheduled) -> Key:
+    """Core and index."""
+    return one.core, one.index
+
+
+def keys_of(members: Iterable[Scheduled]) -> frozenset[Key]:
+    """Core and index of each."""
+    return frozenset(key_of(one) for one in members)
 
 
 def location_of(place: Place) -> str:
     """`file:line` of a source line."""
     return f"{place[0]}:{place[1]}"
+
+
+def is_copy(one: Scheduled) -> bool:
+    """Whether it moves values and does nothing else to them."""
+    instruction = one.instruction
+    return instruction.opcode == "tensor_copy" or (
+        instruction.opcode == "activation"
+        and instruction.attributes.get("table") in ("copy", "identity")
+        and len(instruction.operands) == 2
+    )
+
+
+def total_busy_ns(members: Iterable[Scheduled]) -> float:
+    """Busy time of all members together."""
+    return sum(one.busy_ns for one in members)

@@ -96,13 +96,12 @@ function drawTrack(pen, track, top, height, width) {
     pen.globalAlpha = isOff ? 0.15 : rows.count[row] > 1 ? 0.45 + 0.55 * rows.busy[row] / (rows.free[row] - rows.start[row]) : 1;
     pen.fillStyle = opcodes[rows.opcode[row]][1];
     pen.fillRect(left, top, right - left > 3 ? right - left - 0.6 : right - left, height);
-    if (right - left > 60 && height > 14) {
+    const name = rows.count[row] > 1 ? `${rows.count[row]} × ${opcodes[rows.opcode[row]][0]}` : opcodes[rows.opcode[row]][0];
+    if (right - left > 36 && height > 14 && pen.measureText(name).width + 10 < right - left) {
       pen.globalAlpha = isOff ? 0.3 : 1;
       pen.fillStyle = "#ffffff";
       pen.textAlign = "left";
-      pen.save(); pen.beginPath(); pen.rect(left, top, right - left - 4, height); pen.clip();
-      pen.fillText(rows.count[row] > 1 ? `${rows.count[row]} × ${opcodes[rows.opcode[row]][0]}` : opcodes[rows.opcode[row]][0], left + 5, top + height / 2 + 1);
-      pen.restore();
+      pen.fillText(name, left + 5, top + height / 2 + 1);
     }
   }
   for (let column = 0; column < filled.length; column++) {

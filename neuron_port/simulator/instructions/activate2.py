@@ -9,6 +9,7 @@ import numpy as np
 from neuron_port.simulator.checks import check_generation, check_tiles
 from neuron_port.simulator.context import current_run, record
 from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.indirection import takes_indirection
 from neuron_port.simulator.instructions.accumulators import reduce_cmd
 from neuron_port.simulator.instructions.operators import (
     Operator,
@@ -44,6 +45,7 @@ STEPS = (
 REDUCTIONS = (add, maximum, minimum, abs_max, abs_min)
 
 
+@takes_indirection("dst", "data")
 def activate2(
     dst: NkiTensor,
     op: Operator,

@@ -109,13 +109,13 @@ def rsqrt(x: np.ndarray) -> np.ndarray:
 def sin(x: np.ndarray) -> np.ndarray:
     """sin(x) in [-pi, pi]; beyond, what the hardware makes of it without range reduction.
 
-    The outermost piece of its table is a cubic around pi that goes on beyond it: with d = |x| - pi, d ** 3 / 6 - d
-    has the sign of x. That gives the documented 27.65 for 9 (nki.api.shared.rst).
+    The outermost piece of its table is a cubic around pi that goes on beyond it: with d = |x| - pi it is
+    d ** 3 / 6 - d, times the sign of x. That gives the documented 27.65 for 9 (nki.api.shared.rst).
     """
     beyond = np.abs(x) - PI
     if not (beyond > 0).any():
         return np.sin(x)
-    extrapolated = np.copysign(beyond * beyond * beyond / np.float32(6.0) - beyond, x)
+    extrapolated = np.sign(x) * (beyond * beyond * beyond / np.float32(6.0) - beyond)
     return np.where(beyond > 0, extrapolated, np.sin(x))
 
 

@@ -103,7 +103,7 @@ def values_of(tensor: NkiTensor) -> np.ndarray:
 
 def require_written_at(meeting: Meeting, src: NkiTensor) -> None:
     """Refuse to send what nothing has written, at the line of the collective."""
-    if not src.storage.is_written(src):
+    if not src.is_written():
         raise UnwrittenReadError(
             f"{meeting.opcode}: {src!r} is sent, but some of its elements were never written (allocated at "
             f"{src.storage.allocation.location})",

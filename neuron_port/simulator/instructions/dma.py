@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from neuron_port.simulator.checks import check_engine, check_generation, check_tensors, require_written, touch
+from neuron_port.simulator.borrowing import borrow
+from neuron_port.simulator.checks import (
+    check_engine,
+    check_generation,
+    check_priority,
+    check_tensors,
+    require_written,
+    touch,
+)
 from neuron_port.simulator.context import context, current_run, record
 from neuron_port.simulator.dtypes import FLOAT32
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError
@@ -18,7 +26,7 @@ from neuron_port.simulator.indirect import IndirectTensor
 from neuron_port.simulator.memory import BY_OTHERS, MemoryRegion
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import NkiInstruction, engine
-from neuron_port.simulator.values import refuse_write, store_computed
+from neuron_port.simulator.values import refuse_write, rounded, store_computed
 
 Engine = engine
 PSUM = MemoryRegion.psum
@@ -56,7 +64,7 @@ def dma_copy(
     """
     run = context.run or current_run()
     _check_sides("dma_copy", dst, src)
-    if dst.size != src.size:
+    if dst.size != src.size or not dst.size:
         raise ConstraintError(
             f"dma_copy: dst {dst!r} has {dst.size} elements, src {src!r} has {src.size}",
             hint="slice both sides to the same number of elements; nothing broadcasts",
@@ -69,7 +77,8 @@ def dma_copy(
     storage = src.storage
     if storage.state <= 0:
         require_written("dma_copy", "src", src)
-    _store(dst, src.array, src)
+    if not borrow(dst, src):
+        _store(dst, src.array, src)
     touch(storage)
     touch(dst.storage, written=True)
     if dge_mode is DgeMode.unknown:
@@ -90,7 +99,7 @@ def _store(dst: NkiTensor, values: np.ndarray, src: NkiTensor) -> None:
                 f"dma_copy: dst {dst!r} and src {src!r} differ in dtype, and packed elements cannot be converted",
                 hint="reinterpret one side: .view(dtype)",
             )
-        values = dst.dtype.rounded(values if values.dtype == FLOAT32 else values.astype(FLOAT32))
+        values = rounded(dst, values if values.dtype == FLOAT32 else values.astype(FLOAT32))
     if values.shape != array.shape:
         values = values.reshape(array.shape)
     try:
@@ -113,7 +122,7 @@ def _finish(
     **attributes: Any,
 ) -> NkiInstruction:
     """Count the traffic and record the transfer."""
-    moved = dst.size
+    moved = dst.readable.size
     if not src.storage.on_chip:
         run.hbm_read_bytes += moved * src.dtype.itemsize
     if not dst.storage.on_chip:
@@ -149,7 +158,7 @@ def _mode_of(opcode: str, mode: Any) -> dge_mode:
 
 def _check_options(dst: NkiTensor, src: NkiTensor, priority: Any, mode: Any, chosen: engine) -> None:
     if priority is not None:
-        check_generation("dma_copy", 4, "priority")
+        check_priority("dma_copy", priority)
     if chosen is not Engine.unknown and mode is not DgeMode.hwdge:
         raise ConstraintError(f"dma_copy: engine {chosen} is given without dge_mode=nisa.dge_mode.hwdge")
     check_engine("dma_copy", chosen, (Engine.sync, Engine.scalar))
@@ -283,44 +292,108 @@ def dma_transpose(
 ) -> NkiInstruction:
     """dst = src with the first and last dimensions exchanged: axes (1, 0), (2, 1, 0) or (3, 1, 2, 0).
 
-    dst in SBUF, of exactly the permuted shape and of src's dtype; 2-byte elements, src.shape[-1] <= 128.
-    From NeuronCore-v3 on.
+    dst in SBUF, of exactly the permuted shape and of src's dtype; elements of 2 bytes, or of 4 without hwdge and
+    indices; src.shape[-1] <= 128. src may be rows of HBM by .ap(vector_offset=indices [16 to 128, N]); the
+    indices are read down their columns. From NeuronCore-v3 on.
     """
     run = current_run()
     check_generation("dma_transpose", 3)
+    mode = _mode_of("dma_transpose", dge_mode)
+    if priority is not None:
+        check_priority("dma_transpose", priority)
     _check_sides("dma_transpose", dst, src)
+    if isinstance(src, IndirectTensor) and src.vector:
+        return _gather_transpose(run, dst, src, axes, mode, name)
+    indices = tuple(
+        side.index
+        for side in (dst, src)
+        if isinstance(side, IndirectTensor) and isinstance(side.index, NkiTensor)
+    )
     if isinstance(src, IndirectTensor) or isinstance(dst, IndirectTensor):
         src, dst = src.resolved(), dst.resolved()
-    permutation = TRANSPOSES.get(src.ndim)
-    if permutation is None or (axes is not None and tuple(axes) != permutation):
-        raise ConstraintError(
-            f"dma_transpose: axes {axes} of src {src!r} must be one of {list(TRANSPOSES.values())}"
-        )
-    expected = tuple(src.array.shape[axis] for axis in permutation)
-    if dst.array.shape != expected:
-        raise ConstraintError(f"dma_transpose: dst {dst!r} must have shape {expected}, src {src!r} permuted")
-    if dst.buffer is not MemoryRegion.sbuf:
-        raise ConstraintError(f"dma_transpose: dst {dst!r} is in {dst.buffer.name}, must be in SBUF")
-    if dst.dtype is not src.dtype or src.dtype.itemsize != 2:
-        raise ConstraintError(
-            f"dma_transpose: dst {dst!r} and src {src!r} must share one 2-byte dtype",
-            hint="transpose other dtypes with nisa.nc_transpose",
-        )
-    if src.array.shape[-1] > 128:
-        raise ConstraintError(f"dma_transpose: the last dimension of src {src!r} exceeds 128")
-    if _mode_of("dma_transpose", dge_mode) is DgeMode.hwdge:
-        check_generation("dma_transpose", 3, "hwdge")
+    permutation = _check_transpose(dst, src, src.array.shape, axes)
+    if mode is DgeMode.hwdge:
         _check_hwdge_transpose(src)
     require_written("dma_transpose", "src", src)
     _store(dst, src.array.transpose(permutation), src)
     touch(src.storage)
     touch(dst.storage, written=True)
-    return _finish(run, dst, src, name, "dma_transpose")
+    return _finish(run, dst, src, name, "dma_transpose", indices, dge_mode=mode.name)
+
+
+def _check_transpose(
+    dst: NkiTensor, src: NkiTensor, shape: tuple[int, ...], axes: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """The permutation of a transpose of `shape`, after the rules that all its forms share."""
+    permutation = TRANSPOSES.get(len(shape))
+    if permutation is None or (axes is not None and tuple(axes) != permutation):
+        raise ConstraintError(
+            f"dma_transpose: axes {axes} of src {src!r} must be one of {list(TRANSPOSES.values())}"
+        )
+    expected = tuple(shape[axis] for axis in permutation)
+    if dst.array.shape != expected:
+        raise ConstraintError(f"dma_transpose: dst {dst!r} must have shape {expected}, src {src!r} permuted")
+    if dst.buffer is not MemoryRegion.sbuf:
+        raise ConstraintError(f"dma_transpose: dst {dst!r} is in {dst.buffer.name}, must be in SBUF")
+    # NKI 0.6 states 2 bytes for hwdge and indices only; the architecture guide says 2 or 4.
+    if dst.dtype is not src.dtype or src.dtype.itemsize not in (2, 4):
+        raise ConstraintError(
+            f"dma_transpose: dst {dst!r} and src {src!r} must share one dtype of 2 or 4 bytes",
+            hint="transpose other dtypes with nisa.nc_transpose",
+        )
+    if shape[-1] > 128:
+        raise ConstraintError(f"dma_transpose: the last dimension of src {src!r} exceeds 128")
+    return permutation
+
+
+def _gather_transpose(
+    run: Any, dst: NkiTensor, src: IndirectTensor, axes: Any, mode: dge_mode, name: str | None
+) -> NkiInstruction:
+    """dst = rows of src, chosen by indices that are read down their columns, transposed (rules of NKI 0.6)."""
+    dst = dst.resolved() if isinstance(dst, IndirectTensor) else dst
+    permutation = _check_transpose(dst, src, tuple(src.counts), axes)
+    index_rows = src.index.array.shape[0]
+    broken = [
+        rule
+        for holds, rule in (
+            (mode in (DgeMode.unknown, DgeMode.swdge), f"dge_mode {mode.name} is not swdge"),
+            (src.dtype.itemsize == 2, "its elements are not of 2 bytes"),
+            (src.counts[0] % 16 == 0, f"it gathers {src.counts[0]} rows, no multiple of 16"),
+            (16 <= index_rows <= 128 and index_rows % 16 == 0, f"indices are on {index_rows} partitions"),
+            (index_rows in (128, src.index.size), "several columns of indices need 128 partitions"),
+            (len(src.counts) < 4 or 1 in src.counts[1:3], "both middle dimensions are larger than 1"),
+        )
+        if not holds
+    ]
+    if broken:
+        raise ConstraintError(
+            f"dma_transpose: indirect src {src!r}: {', '.join(broken)}",
+            hint="16 to 128 uint32 indices per column in 16s, a multiple of 16 rows, 2-byte elements, swdge",
+        )
+    rows, indices = src.rows_view(), src.column_indices()
+    valid = (indices >= 0) & (indices < rows.shape[0])
+    if not valid.all():
+        raise OutOfBoundsError(
+            f"dma_transpose: index {int(indices[np.argmin(valid)])} leaves the {rows.shape[0]} rows of {src.base!r}",
+            hint="bound the indices",
+        )
+    require_written("dma_transpose", "src", src.base)
+    _store(dst, rows.array[indices].transpose(permutation), src)
+    touch(src.storage)
+    touch(src.index.storage)
+    touch(dst.storage, written=True)
+    shown = _row_operand(src, rows)
+    return _finish(run, dst, shown, name, "dma_transpose", (src.index,), dge_mode="swdge", indirect="gather")
 
 
 def _check_hwdge_transpose(src: NkiTensor) -> None:
     """The descriptor hardware transposes in blocks of 16 rows (nki.isa.dma_transpose, NKI 0.6)."""
     shape = src.array.shape
+    if src.dtype.itemsize != 2:
+        raise ConstraintError(
+            f"dma_transpose: hwdge transposes 2-byte elements, src {src!r} is {src.dtype}",
+            hint="leave dge_mode out",
+        )
     fits = (
         shape[0] == 16 if len(shape) == 2 else shape[0] in (1, 2, 4, 8, 16) and shape[0] * shape[-2] % 16 == 0
     )

@@ -134,7 +134,7 @@ def _gather_add(
     table, partitions, indices = _chosen(rows, mode)
     require_written("dma_compute", "dst", dst)
     storage = rows.storage
-    if storage.state <= 0 and not storage.mask_of(table)[indices].all():
+    if storage.state <= 0 and storage.undefined_in(table)[indices].any():
         require_written("dma_compute", "srcs", rows.base)
     by_row = dst.array.reshape(rows.counts).copy()
     addend = _float(table.array[indices])
@@ -160,7 +160,7 @@ def _scatter_add(
     _refuse_repeated(dst, partitions, indices)
     require_written("dma_compute", "srcs", other)
     storage = dst.storage
-    if storage.state <= 0 and not storage.mask_of(table)[indices].all():
+    if storage.state <= 0 and storage.undefined_in(table)[indices].any():
         require_written("dma_compute", "dst", dst.base)
     if not table.array.flags.writeable:
         refuse_write(dst.base)

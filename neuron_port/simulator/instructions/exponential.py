@@ -24,6 +24,7 @@ from neuron_port.simulator.dtypes import (
     uint32,
 )
 from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.indirection import takes_indirection
 from neuron_port.simulator.instructions.accumulators import check_command, check_initial, reduce_cmd
 from neuron_port.simulator.instructions.operators import add
 from neuron_port.simulator.instructions.random_numbers import next_words
@@ -38,6 +39,7 @@ SHORT_INTEGERS = (int8, int16, int32, uint8, uint16)
 MOST_DIMENSIONS = 4
 
 
+@takes_indirection("dst", "src")
 def exponential(
     dst: NkiTensor,
     src: NkiTensor,

@@ -110,8 +110,9 @@ def nc_n_gather(
     chosen = indices.array.reshape(partitions, -1).astype(np.int64)
     if chosen.max() >= rows.shape[1]:
         raise OutOfBoundsError(
-            f"nc_n_gather: index {chosen.max()} leaves the {rows.shape[1]} elements per partition "
-            f"of data {data!r}"
+            f"nc_n_gather: index {chosen.max()} in indices leaves the {rows.shape[1]} elements per partition "
+            f"of data {data!r}",
+            hint="indices count elements within the partition, from 0",
         )
     write_raw(dst, np.take_along_axis(rows, chosen, axis=1))
     return record("nc_n_gather", engine.gpsimd, (dst, data, indices), name)

@@ -248,7 +248,7 @@ def overwrites(target: Target, dst: NkiTensor, accumulate: bool | None) -> Any:
             f"nc_matmul: accumulate=True, but dst {dst!r} was never written",
             hint="start with accumulate=False (accumulate=(i > 0) in a loop), or leave accumulate out",
         )
-    states = storage.mask_of(dst.stored) if state == MIXED else np.full(1, state, dtype=np.uint8)
+    states = dst.states() if state == MIXED else np.full(1, state, dtype=np.uint8)
     if states.max() >= UNDEFINED:
         note_accumulated(dst, states >= UNDEFINED)
         states = states & WRITERS

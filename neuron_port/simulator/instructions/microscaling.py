@@ -40,6 +40,7 @@ from neuron_port.simulator.dtypes import (
     uint8,
 )
 from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.indirection import TENSOR_GROUP, takes_indirection
 from neuron_port.simulator.instructions.matmul_rules import overwrites
 from neuron_port.simulator.instructions.tensor_engine import accumulate_rounded
 from neuron_port.simulator.tensor import NkiTensor
@@ -151,6 +152,7 @@ def _scales_of(codes: np.ndarray, dtype: DType) -> np.ndarray:
     return codes if dtype is uint8 else codes.view(ml_dtypes.float8_e8m0fnu).astype(FLOAT32)
 
 
+@takes_indirection("dst", "stationary", "moving", "stationary_scale", "moving_scale", group=TENSOR_GROUP)
 def nc_matmul_mx(
     dst: NkiTensor,
     stationary: NkiTensor,

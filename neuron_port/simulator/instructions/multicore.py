@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from neuron_port.simulator.errors import ConstraintError
 from neuron_port.simulator.memory import MemoryRegion
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import NkiInstruction, engine
+from neuron_port.simulator.undefined import Read
 from neuron_port.simulator.values import write_raw
 
 Engine = engine
@@ -78,8 +79,11 @@ def sendrecv(
             f"{GPSIMD_DMA_ELEMENTS} ({GPSIMD_DMA_ELEMENTS * src.dtype.itemsize} bytes of {src.dtype})",
             hint="send it in parts, or use dma_engine=nisa.dma_engine.dma",
         )
+    # What is undefined in src becomes undefined in the other core's dst, not in this one's.
+    undefined, run.undefined_reads = run.undefined_reads, []
+    offer = _Sent(run, src, dst, undefined[0] if undefined else None)
     waits_for = f"sendrecv of {src!r} with pipe_id={pipe_id}"
-    _meet(run, core, "sendrecv", ("sendrecv", pipe_id), (run, src, dst), _exchange, waits_for)
+    _meet(run, core, "sendrecv", ("sendrecv", pipe_id), offer, _exchange, waits_for)
     return record(
         "sendrecv",
         Engine.gpsimd if dma_engine is DmaEngine.gpsimd_dma else Engine.dma,
@@ -161,22 +165,34 @@ def _meet(
     run.scheduler.meet(run, Meeting(opcode, key, members, offer, exchange, waits_for))
 
 
+class _Sent(NamedTuple):
+    """What one core brings to a sendrecv; `undefined` tells of elements of src that nothing has written."""
+
+    run: Run
+    src: NkiTensor
+    dst: NkiTensor
+    undefined: Read | None
+
+
 def _exchange(meetings: list[Meeting]) -> Callable[[], None]:
     """sendrecv on both cores: each dst gets the other's src as it is now."""
-    (run, src_0, dst_0), (_, src_1, dst_1) = (meeting.offer for meeting in meetings)
-    if src_0.array.shape != src_1.array.shape or src_0.dtype is not src_1.dtype:
+    first, second = (meeting.offer for meeting in meetings)
+    if first.src.array.shape != second.src.array.shape or first.src.dtype is not second.src.dtype:
         raise ConstraintError(
-            f"sendrecv: core 0 sends {src_0!r} ({meetings[0].location}), core 1 sends {src_1!r} "
+            f"sendrecv: core 0 sends {first.src!r} ({meetings[0].location}), core 1 sends {second.src!r} "
             f"({meetings[1].location})",
             location=meetings[0].location,
             hint="both cores must send tiles of one shape and dtype",
         )
-    sent_0, sent_1 = src_0.array.copy(), src_1.array.copy()
-    run.logical_core.meetings += 1
+    moves = [(a, b, b.src.array.copy()) for a, b in ((first, second), (second, first))]
+    first.run.logical_core.meetings += 1
 
     def deliver() -> None:
-        write_raw(dst_0, sent_1)
-        write_raw(dst_1, sent_0)
+        for receiver, sender, values in moves:
+            write_raw(receiver.dst, values)
+            if sender.undefined is not None:
+                dst = receiver.dst
+                dst.storage.mark_undefined(dst.stored, sender.undefined.undefined, sender.undefined.origin)
 
     return deliver
 

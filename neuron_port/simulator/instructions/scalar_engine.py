@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from neuron_port.simulator.checks import check_generation, check_tiles
 from neuron_port.simulator.context import Run, context, current_run, record
 from neuron_port.simulator.dtypes import tfloat32
 from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.indirection import takes_indirection
 from neuron_port.simulator.instructions.accumulators import (
     IDENTITIES,
     check_command,
@@ -32,6 +33,7 @@ COMMANDS = (Reduce.idle, Reduce.reset, Reduce.reduce, Reduce.reset_reduce)
 LIMITED = frozenset([*VALID_RANGES, "reciprocal"])
 
 
+@takes_indirection("dst", "data")
 def activation(
     dst: NkiTensor,
     op: Operator,
@@ -51,6 +53,7 @@ def activation(
     return _activation("activation", dst, op, data, bias, scale, reduce_op, reduce_res, reduce_cmd, name)
 
 
+@takes_indirection("dst", "data")
 def activation_reduce(
     dst: NkiTensor,
     op: Operator,
@@ -147,7 +150,7 @@ def finish_with_registers(
     return record(opcode, engine.scalar, operands, name, writes=2, table=op.name, reads_accumulator=True)
 
 
-def refuse_activation(opcode: str, op: Any) -> None:
+def refuse_activation(opcode: str, op: Any) -> NoReturn:
     """Say what is wrong with something that is no activation function here."""
     if op is prelu:
         raise ConstraintError(
@@ -173,7 +176,9 @@ def _check_bias(opcode: str, run: Run, op: Operator, bias: Any, operands: list[N
         )
     if isinstance(bias, NkiTensor):
         if bias.dtype is tfloat32:
-            raise ConstraintError(f"{opcode}: bias {bias!r} has dtype tfloat32, which bias cannot have")
+            raise ConstraintError(
+                f"{opcode}: bias {bias!r} has dtype tfloat32, which bias cannot have", hint="make it float32"
+            )
         operands.append(bias)
     else:
         check_generation(opcode, 3, f"bias={bias!r} as a number (memset a (P, 1) tile on NeuronCore-v2)")

@@ -116,10 +116,9 @@ def nonzero_with_count(
 def _written_cores(opcode: str, src: NkiTensor) -> Any:
     """The first partitions of the cores whose source is written."""
     firsts = list(range(0, src.array.shape[0], CORE_PARTITIONS))
-    storage = src.storage
-    if storage.state > 0:
+    if src.storage.state > 0:
         return firsts
-    written = [first for first in firsts if storage.is_written(src[first : first + 1].stored)]
+    written = [first for first in firsts if src[first : first + 1].is_written()]
     if not written:
         require_written(opcode, "src", src)
     return written

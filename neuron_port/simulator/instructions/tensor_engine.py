@@ -21,6 +21,7 @@ from neuron_port.simulator.checks import (
 from neuron_port.simulator.context import Run, context, current_run, record
 from neuron_port.simulator.dtypes import float32
 from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.indirection import TENSOR_GROUP, takes_indirection
 from neuron_port.simulator.instructions.matmul_rules import (
     check_double_row,
     check_onezero,
@@ -46,6 +47,7 @@ class matmul_perf_mode(Enum):  # noqa: N801 - AWS's name
 SCRATCH_ROWS, SCRATCH_COLUMNS = 128, 512
 
 
+@takes_indirection("dst", "stationary", "moving", group=TENSOR_GROUP)
 def nc_matmul(
     dst: NkiTensor,
     stationary: NkiTensor,
@@ -75,7 +77,7 @@ def nc_matmul(
     run = context.run or current_run()
     double_row = perf_mode is not matmul_perf_mode.none and _is_double_row(perf_mode)
     try:
-        out, left, right = dst.array, stationary.array, moving.array
+        out, left, right = dst.array, stationary.readable, moving.readable
         if double_row:
             check_double_row(stationary, moving, tile_size, is_transpose)
         sizes = matmul_sizes(run, (dst, stationary, moving), (out, left, right), 2 if double_row else 1)
@@ -120,13 +122,16 @@ def nc_matmul(
         dst.storage.mark_written(dst, BY_MATMUL)
     macs = k * m * n
     run.macs += macs
-    plain = not (is_transpose or is_stationary_onezero or is_moving_onezero or tile_size or double_row)
-    if overwrite is True and plain:
-        return record("nc_matmul", engine.tensor, (dst, stationary, moving), name, macs=macs)
+    tiles = (dst, stationary, moving)
+    if not (is_transpose or is_stationary_onezero or is_moving_onezero or tile_size or double_row):
+        if overwrite is True:
+            return record("nc_matmul", engine.tensor, tiles, name, macs=macs)
+        if overwrite is False:
+            return record("nc_matmul", engine.tensor, tiles, name, macs=macs, accumulates=True)
     return record(
         "nc_matmul",
         engine.tensor,
-        (dst, stationary, moving),
+        tiles,
         name,
         macs=macs,
         accumulates=overwrite is not True,

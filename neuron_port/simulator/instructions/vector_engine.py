@@ -23,6 +23,7 @@ from neuron_port.simulator.checks import (
 from neuron_port.simulator.context import record
 from neuron_port.simulator.dtypes import FLOAT32, int32, uint32
 from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.indirection import takes_indirection
 from neuron_port.simulator.instructions.operators import (
     GPSIMD_ONLY,
     Operator,
@@ -65,6 +66,7 @@ def check_operator(opcode: str, op: Any, *, unary: bool | None = None, reducible
     return op
 
 
+@takes_indirection("dst", "src")
 def tensor_copy(
     dst: NkiTensor, src: NkiTensor, engine: engine = engine.unknown, name: str | None = None
 ) -> NkiInstruction:
@@ -90,6 +92,7 @@ def tensor_copy(
     return record("tensor_copy", chosen, (dst, src), name)
 
 
+@takes_indirection("dst", "data1")
 def tensor_tensor(
     dst: NkiTensor,
     data1: NkiTensor,
@@ -145,6 +148,7 @@ def _check_integers(opcode: str, op: Operator, names: tuple[str, ...], *tiles: N
             )
 
 
+@takes_indirection("dst", "data")
 def tensor_scalar(
     dst: NkiTensor,
     data: NkiTensor,
@@ -231,6 +235,11 @@ def _tensor_scalar_engine(
             )
     else:
         check_no_psum("tensor_scalar", ("dst", "data"), dst, data)
+        # rsqrt and power were answered above (API reference of tensor_scalar: engine).
+        raise ConstraintError(
+            f"tensor_scalar: engine gpsimd cannot run op0 {op0!r}",
+            hint="GpSimdE runs rsqrt and power only; leave engine out for VectorE",
+        )
     return chosen
 
 
@@ -306,6 +315,7 @@ def scalar_tensor_tensor(
     return record("scalar_tensor_tensor", Engine.vector, operands, name, op=op0.name, op1=op1.name)
 
 
+@takes_indirection("dst", "data")
 def tensor_reduce(
     dst: NkiTensor,
     op: Operator,
@@ -364,6 +374,11 @@ def memset(
         raise ConstraintError(
             f"memset: value {value!r} is no integer, but dst {dst!r} has dtype {dst.dtype}",
             hint="write the constant as an integer",
+        )
+    if dst.dtype.is_packed and value != 0:
+        raise ConstraintError(
+            f"memset: value {value!r} into dst {dst!r}: packed dtypes take 0 only",
+            hint="copy packed values from HBM with nisa.dma_copy, or quantize with nisa.quantize_mx",
         )
     chosen = Engine.vector
     if engine is not Engine.unknown:

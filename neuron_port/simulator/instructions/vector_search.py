@@ -20,8 +20,22 @@ def max8(dst: NkiTensor, src: NkiTensor, name: str | None = None) -> NkiInstruct
     rows = _searched("max8", "src", src)
     _check_eight("max8", "dst", dst, src)
     check_destination("max8", "dst", dst)
-    write(dst, -np.sort(-rows, axis=1)[:, :8])
+    write(dst, _eight_largest(rows))
     return record("max8", engine.vector, (dst, src), name)
+
+
+def _eight_largest(rows: np.ndarray) -> np.ndarray:
+    """[P, 8] largest values of each row, largest first; NaN counts as the smallest."""
+    largest = np.empty((rows.shape[0], 8), rows.dtype)
+    left = rows.copy()
+    every = np.arange(rows.shape[0])
+    for rank in range(8):  # eight passes of argmax are ten times faster than one sort
+        position = left.argmax(axis=1)
+        largest[:, rank] = left[every, position]
+        left[every, position] = -np.inf
+    if np.isnan(largest[:, 0]).any():
+        return -np.sort(-rows, axis=1)[:, :8]
+    return largest
 
 
 def nc_find_index8(
@@ -71,12 +85,28 @@ def nc_match_replace8(
 def _positions(rows: np.ndarray, wanted: np.ndarray, order: range) -> np.ndarray:
     """[P, 8] position of each wanted value, -1 (all ones, unsigned) if absent; repeats advance in `order`."""
     positions = np.full(wanted.shape, -1, dtype=np.int64)
+    every = np.arange(rows.shape[0])
+    for column in order:
+        matches = rows == wanted[:, column : column + 1]
+        first = matches.argmax(axis=1)
+        found = matches[every, first]
+        positions[found, column] = first[found]
+    ordered = np.sort(wanted, axis=1)
+    repeats = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    if repeats.size:
+        positions[repeats] = _positions_of_repeats(rows[repeats], wanted[repeats], order)
+    return positions
+
+
+def _positions_of_repeats(rows: np.ndarray, wanted: np.ndarray, order: range) -> np.ndarray:
+    """The same where values are wanted more than once: a position is taken once."""
+    positions = np.full(wanted.shape, -1, dtype=np.int64)
     taken = np.zeros(rows.shape, dtype=bool)
     every = np.arange(rows.shape[0])
     for column in order:
         matches = (rows == wanted[:, column : column + 1]) & ~taken
-        found = matches.any(axis=1)
         first = matches.argmax(axis=1)
+        found = matches[every, first]
         positions[found, column] = first[found]
         taken[every[found], first[found]] = True
     return positions

@@ -16,6 +16,7 @@ from neuron_port.simulator.checks import (
 from neuron_port.simulator.context import current_run, record
 from neuron_port.simulator.dtypes import FLOAT32, float32, int8, int16, int32, tfloat32, uint8, uint16, uint32
 from neuron_port.simulator.errors import ConstraintError
+from neuron_port.simulator.indirection import takes_indirection
 from neuron_port.simulator.instructions.accumulators import (
     check_command,
     check_initial,
@@ -50,6 +51,7 @@ Reduce = reduce_cmd
 FLOAT32_MIN = float(np.finfo(np.float32).min)
 
 
+@takes_indirection("dst", "predicate")
 def tensor_copy_predicated(
     dst: NkiTensor,
     src: float | NkiTensor,
@@ -103,7 +105,8 @@ def select_reduce(
     check_dtype("select_reduce", "predicate", predicate, (uint8, int8, uint16, int16))
     if on_true.dtype in (tfloat32, int32, uint32):
         raise ConstraintError(
-            f"select_reduce: on_true {on_true!r} has dtype {on_true.dtype}, which it cannot take"
+            f"select_reduce: on_true {on_true!r} has dtype {on_true.dtype}, which it cannot take",
+            hint="copy it to float32 first, or choose with nisa.tensor_copy_predicated",
         )
     _check_maximum("select_reduce", reduce_op)
     values = read(on_true)
@@ -143,10 +146,10 @@ def range_select(
     """
     check_generation("range_select", 3)
     check_tiles("range_select", ("dst", "on_true_tile"), dst, on_true_tile)
-    for op in (comp_op0, comp_op1):
+    for label, op in (("comp_op0", comp_op0), ("comp_op1", comp_op1)):
         if op not in (equal, less, less_equal, greater, greater_equal):
             raise ConstraintError(
-                f"range_select: {op!r} cannot compare",
+                f"range_select: {label} {op!r} cannot compare",
                 hint="use nl.equal, less, less_equal, greater or greater_equal",
             )
     if not on_true_tile.dtype.is_float:
@@ -155,7 +158,7 @@ def range_select(
         if not isinstance(bound, NkiTensor):
             raise ConstraintError(f"range_select: {label} is {bound!r}, must be a (P, 1) float32 tile")
         check_dtype("range_select", label, bound, (float32,))
-    if on_false_value != FLOAT32_MIN:
+    if np.float32(on_false_value) != np.float32(FLOAT32_MIN):  # the documents write -3.4028235e+38
         raise ConstraintError(
             f"range_select: on_false_value is {on_false_value!r}, must be {FLOAT32_MIN!r}",
             hint="leave it out; the hardware knows no other value",
@@ -168,7 +171,8 @@ def range_select(
         raise ConstraintError(f"range_select: range_start is {range_start!r}, must be a compile-time integer")
     if range_start + free > 2**24:
         raise ConstraintError(
-            f"range_select: position {range_start + free} exceeds 2**24, where float32 counts exactly"
+            f"range_select: range_start {range_start} and {free} elements pass 2**24, where float32 counts exactly",
+            hint="move range_start and the bounds down by the same amount",
         )
     positions = np.arange(range_start, range_start + free, dtype=np.int64).astype(FLOAT32)
     rows = values.reshape(partitions, free)
@@ -189,6 +193,7 @@ def range_select(
     )
 
 
+@takes_indirection("dst", "data")
 def tensor_scalar_reduce(
     dst: NkiTensor,
     data: NkiTensor,
@@ -242,6 +247,7 @@ def tensor_scalar_reduce(
     )
 
 
+@takes_indirection("dst", "src")
 def tensor_scalar_cumulative(
     dst: NkiTensor,
     src: NkiTensor,
@@ -265,7 +271,9 @@ def tensor_scalar_cumulative(
         raise ConstraintError(f"{opcode}: op1 {op1!r} must be nl.add, subtract, multiply, maximum or minimum")
     for label, tile in (("dst", dst), ("src", src)):
         if tile.dtype in (int32, uint32):
-            raise ConstraintError(f"{opcode}: {label} {tile!r} has a 32-bit integer dtype")
+            raise ConstraintError(
+                f"{opcode}: {label} {tile!r} has a 32-bit integer dtype", hint="copy it to float32 first"
+            )
     check_command(opcode, reduce_cmd, (Reduce.reduce, Reduce.reset_reduce, Reduce.load_reduce))
     check_initial(opcode, reduce_cmd, imm1, name="imm1")
     operands = [dst, src]

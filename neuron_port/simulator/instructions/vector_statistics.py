@@ -152,7 +152,7 @@ def nc_stream_shuffle(
         refuse_write(dst)
     dst.array[targets] = src.array[sources].reshape(len(sources), *dst.array.shape[1:])
     dst.storage.mark_selected(dst, targets, BY_OTHERS)
-    return record(opcode, engine.vector, (dst, src), name)
+    return record(opcode, engine.vector, (dst, src), name, shuffle_mask=tuple(mask))
 
 
 def _check_free(opcode: str, label: str, tile: NkiTensor, partitions: int, free: int) -> None:

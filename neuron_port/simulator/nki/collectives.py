@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from neuron_port.simulator.checks import check_destination, check_generation, check_source
+from neuron_port.simulator.checks import check_destination, check_generation, check_priority, check_source
 from neuron_port.simulator.context import Run, current_run, record
 from neuron_port.simulator.dtypes import uint32
 from neuron_port.simulator.errors import ConstraintError, UnsupportedError
@@ -163,9 +163,7 @@ def all_gather_v(
             hint="run_ranks(kernel, inputs of 4 ranks, lnc=2)",
         )
     _check_metadata("all_gather_v", metadata_tensor, 3, len(members))
-    exchange = exchange_counted(
-        per_destination=False, recv_counts_known=recv_counts_known, has_rdispls=False
-    )
+    exchange = exchange_counted(per_destination=False, recv_counts_known=recv_counts_known, has_rdispls=False)
     meet_ranks(part, "all_gather_v", members, (recv_counts_known,), exchange)
     _finish("all_gather_v", part, members, name)
 
@@ -309,17 +307,26 @@ def _prepare(
 
 
 def _part(
-    opcode: str, srcs: Any, dsts: Any, priority: int | None, *, sbuf: bool, single: bool, channels: bool = False
+    opcode: str,
+    srcs: Any,
+    dsts: Any,
+    priority: int | None,
+    *,
+    sbuf: bool,
+    single: bool,
+    channels: bool = False,
 ) -> Part:
     """The tensors of one rank: lists of equal length, all in HBM or all in SBUF."""
     run = current_run()
     if priority is not None:
-        check_generation(opcode, 4, "priority")
+        check_priority(opcode, priority)
     for label, tensors in (("srcs", srcs), ("dsts", dsts)):
         if not isinstance(tensors, list | tuple) or not all(isinstance(t, NkiTensor) for t in tensors):
             raise ConstraintError(f"{opcode}: {label} is {tensors!r}, must be a list of tensors")
     if not srcs or len(srcs) != len(dsts):
-        raise ConstraintError(f"{opcode}: {len(srcs)} srcs and {len(dsts)} dsts must be equally many, not none")
+        raise ConstraintError(
+            f"{opcode}: {len(srcs)} srcs and {len(dsts)} dsts must be equally many, not none"
+        )
     sources, targets = [src.resolved() for src in srcs], [dst.resolved() for dst in dsts]
     buffers = {tensor.buffer for tensor in (*sources, *targets)}
     on_chip = MemoryRegion.sbuf in buffers
@@ -331,7 +338,9 @@ def _part(
         )
     if len(srcs) > 1 and (single or (on_chip and not channels)):
         raise ConstraintError(
-            f"{opcode}: {len(srcs)} tensors at once" + ("" if single else " in SBUF") + "; it takes exactly one",
+            f"{opcode}: {len(srcs)} tensors at once"
+            + ("" if single else " in SBUF")
+            + "; it takes exactly one",
             hint="issue one collective for each tensor",
         )
     for src, dst in zip(sources, targets, strict=True):

@@ -36,10 +36,11 @@ from neuron_port.simulator.nki.allocation import ndarray
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.values import read
 
-# Adding and subtracting 1.5 * 2**23 rounds a float32 below 2**22 to the nearest integer; beyond 2**23 all of them
-# are integers.
+# From 2**23 on every float32 is an integer. Adding 2**23 to a smaller positive one, or subtracting it from a
+# negative one, rounds it to the nearest integer, and undoing that is exact.
+FRACTIONS_BELOW = 2.0**23
+# For turns, which are few, one constant serves both signs.
 ROUNDING = 1.5 * 2.0**23
-FRACTIONS_BELOW = 2.0**22
 
 # 2 pi in three parts, the first two of few bits, so that k * part is exact for |k| < 2**13 (Cody and Waite 1980).
 TURN_PARTS = (6.28125, 0.0019350051879882812, 3.019915981956753e-07)
@@ -71,7 +72,10 @@ def _rounded(x: NkiTensor, dtype: Any, off: Operator, step: float) -> NkiTensor:
     """The nearest integer to x, and `step` more where it is `off` x; values without fractions stay as they are."""
     nearest, missed = ndarray(x.shape, float32), ndarray(x.shape, float32)
     small, result = ndarray(x.shape, uint8), ndarray(x.shape, dtype or x.dtype)
-    tensor_scalar(nearest, x, add, ROUNDING, op1=subtract, operand1=ROUNDING)
+    negative = ndarray(x.shape, float32)
+    tensor_scalar(negative, x, less, 0.0, op1=multiply, operand1=-2.0 * FRACTIONS_BELOW)
+    scalar_tensor_tensor(nearest, negative, add, FRACTIONS_BELOW, add, x)
+    scalar_tensor_tensor(nearest, negative, add, FRACTIONS_BELOW, subtract, nearest, reverse1=True)
     tensor_tensor(missed, nearest, x, off)
     scalar_tensor_tensor(nearest, missed, multiply, step, add, nearest)
     tensor_scalar(small, x, abs_, None, op1=less, operand1=FRACTIONS_BELOW)

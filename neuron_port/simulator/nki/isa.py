@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import IntEnum
 from typing import Any
 
 from neuron_port.simulator.context import current_run
@@ -82,7 +82,7 @@ tensor_engine, vector_engine, scalar_engine = engine.tensor, engine.vector, engi
 gpsimd_engine, unknown_engine = engine.gpsimd, engine.unknown
 
 
-class nc_version(Enum):  # noqa: N801 - AWS's name
+class nc_version(IntEnum):  # noqa: N801 - AWS's name; kernels compare versions
     """NeuronCore generations."""
 
     gen2 = 2

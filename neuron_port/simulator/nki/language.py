@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from neuron_port.simulator.checks import require_written as _require_written
 from neuron_port.simulator.context import current_run as _current_run
 from neuron_port.simulator.dtypes import (
     DType,
@@ -26,6 +27,7 @@ from neuron_port.simulator.dtypes import (
     uint16,
     uint32,
 )
+from neuron_port.simulator.errors import ConstraintError as _ConstraintError
 from neuron_port.simulator.instructions.operators import OPERATORS as _OPERATORS
 from neuron_port.simulator.memory import MemoryRegion
 from neuron_port.simulator.nki.allocation import (
@@ -168,7 +170,12 @@ def program_ndim() -> int:
 
 
 def device_print(print_prefix: str, tensor: NkiTensor) -> None:
-    """Print a tensor's values as the device would."""
+    """Print a tensor's values as the device would; in SBUF or HBM."""
+    if tensor.buffer is psum:
+        raise _ConstraintError(
+            f"nl.device_print: {tensor!r} is in PSUM", hint="copy it to SBUF with nisa.tensor_copy"
+        )
+    _require_written("device_print", "tensor", tensor)
     print(print_prefix, tensor.array)
 
 

@@ -56,7 +56,7 @@ def _iterate(values: range) -> Iterator[VirtualRegister]:
     loop.finish()
 
 
-def fori_loop(lower: Any, upper: Any, body_fun: Callable[[VirtualRegister], None], step: int = 1) -> None:
+def fori_loop(lower: Any, upper: Any, body_fun: Callable[[VirtualRegister], object], step: int = 1) -> None:
     """A hardware loop: body_fun(register) for lower, lower + step, ... below upper.
 
     lower and upper are integers or registers; step is a positive compile-time integer. The body gets its own

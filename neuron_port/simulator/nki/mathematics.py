@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from neuron_port.simulator import dtypes
+from neuron_port.simulator.context import current_run
 from neuron_port.simulator.dtypes import float32, uint8
 from neuron_port.simulator.errors import ConstraintError, UnsupportedError
 from neuron_port.simulator.instructions.activations import ACTIVATIONS
@@ -47,6 +48,7 @@ from neuron_port.simulator.nki.allocation import ndarray
 from neuron_port.simulator.tensor import NkiTensor
 
 SBUF, PSUM = MemoryRegion.sbuf, MemoryRegion.psum
+BY_MAGNITUDE = ("abs_max", "abs_min")
 
 
 def _new(shape: Sequence[int], dtype: Any, buffer: MemoryRegion = SBUF) -> NkiTensor:
@@ -66,7 +68,11 @@ def _binary(op: Operator) -> Callable[..., NkiTensor]:
             )
         result = _new(tile.shape, dtype or tile.dtype)
         if isinstance(x, NkiTensor) and isinstance(y, NkiTensor):
-            tensor_tensor(result, x, y, op)
+            if op.name in BY_MAGNITUDE and y.shape == (x.shape[0], 1) != x.shape:
+                _warn_of_broadcast(op, x, y)
+                tensor_scalar(result, x, op, y)
+            else:
+                tensor_tensor(result, x, y, op)
         elif isinstance(x, NkiTensor):
             tensor_scalar(result, x, op, y)
         else:
@@ -74,6 +80,13 @@ def _binary(op: Operator) -> Callable[..., NkiTensor]:
         return result
 
     return apply
+
+
+def _warn_of_broadcast(op: Operator, x: NkiTensor, y: NkiTensor) -> None:
+    current_run().warn(
+        f"nl.{op.name} of {x!r} and {y!r}: the examples of its documentation take one value for each partition, the "
+        "release notes say that binary functions do not broadcast"
+    )
 
 
 def _unary(op: Operator) -> Callable[..., NkiTensor]:

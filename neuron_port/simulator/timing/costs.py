@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from neuron_port.simulator.memory import Allocation, MemoryRegion
 from neuron_port.simulator.target import Target
@@ -16,12 +17,22 @@ from neuron_port.simulator.trace import NkiInstruction, Operand, engine
 
 PSUM = MemoryRegion.psum
 SBUF = MemoryRegion.sbuf
-Cost = tuple[float, float]  # (occupied ns, ns until visible)
+Time = tuple[float, float]  # (occupied ns, ns until visible)
 
 TWO_INPUTS = frozenset({"tensor_tensor", "scalar_tensor_tensor", "tensor_copy_predicated", "select_reduce"})
 COPIES = frozenset({"tensor_copy", "tensor_scalar"})
 FOUR_PER_CYCLE = frozenset({"exponential", "quantize_mx", "rand2"})  # trainium3_arch.rst
 READS_ACCUMULATOR = frozenset({"activation", "activation_reduce", "activate2", "tensor_scalar_reduce"})
+
+
+class Cost(NamedTuple):
+    """What one instruction takes of its engine and of the memories on chip."""
+
+    occupied_ns: float  # until the engine takes the next one
+    latency_ns: float  # until others see the result
+    elements: int  # of its largest operand
+    on_chip_bytes: int  # read and written in SBUF and PSUM
+    locks: tuple[str, ...]  # memories that it keeps other engines out of
 
 
 class CostModel:
@@ -31,7 +42,7 @@ class CostModel:
         self.target = target
         self.costs = costs
         self._known: dict[object, Cost] = {}
-        self._models: dict[engine, Callable[[NkiInstruction], Cost]] = {
+        self._models: dict[engine, Callable[[NkiInstruction], Time]] = {
             engine.tensor: self._tensor,
             engine.vector: self._vector,
             engine.scalar: self._scalar,
@@ -39,7 +50,7 @@ class CostModel:
         }
 
     def cost(self, instruction: NkiInstruction) -> Cost:
-        """(occupied ns, ns until visible) of an instruction that is no DMA transfer."""
+        """The cost of an instruction that is no DMA transfer."""
         attributes = instruction.attributes
         key = (
             instruction.opcode,
@@ -54,12 +65,30 @@ class CostModel:
         known = self._known.get(key)
         if known is None:
             model = self._models.get(instruction.engine, self._sequencer)
-            known = self._known[key] = model(instruction)
+            occupied, latency = model(instruction)
+            operands = instruction.operands
+            known = self._known[key] = Cost(
+                occupied,
+                latency,
+                max((o.elements for o in operands), default=0),
+                sum(o.elements * o.dtype.itemsize for o in operands if o.on_chip),
+                self._locks(instruction, {o.allocation.buffer for o in operands}),
+            )
         return known
+
+    def _locks(self, instruction: NkiInstruction, memories: set[MemoryRegion]) -> tuple[str, ...]:
+        """The memories that the instruction keeps other engines out of (NeuronCore-v2)."""
+        on = instruction.engine
+        locks: tuple[str, ...] = ()
+        if self.target.vector_excludes_gpsimd_in_sbuf and on in (engine.vector, engine.gpsimd) and SBUF in memories:
+            locks = ("sbuf",)
+        if self.target.vector_excludes_scalar_in_psum and on in (engine.vector, engine.scalar) and PSUM in memories:
+            locks += ("psum",)
+        return locks
 
     # ---- engines --------------------------------------------------------------------------------------------
 
-    def _vector(self, instruction: NkiInstruction) -> Cost:
+    def _vector(self, instruction: NkiInstruction) -> Time:
         cycles = self._vector_cycles(instruction)
         return self._elementwise(
             instruction,
@@ -69,7 +98,7 @@ class CostModel:
             self.costs.vector_latency_cycles,
         )
 
-    def _scalar(self, instruction: NkiInstruction) -> Cost:
+    def _scalar(self, instruction: NkiInstruction) -> Time:
         operands = instruction.operands
         elements = widest(operands)
         if instruction.opcode in COPIES and all(o.dtype.itemsize == 2 for o in operands[:2]):
@@ -84,7 +113,7 @@ class CostModel:
 
     def _elementwise(
         self, instruction: NkiInstruction, cycles: float, clock_ghz: float, fixed: int, latency: int
-    ) -> Cost:
+    ) -> Time:
         cycles = max(cycles, self.costs.minimum_cycles)
         if instruction.opcode in READS_ACCUMULATOR and instruction.writes > 1:
             cycles += self.costs.read_accumulator_cycles
@@ -92,14 +121,14 @@ class CostModel:
             cycles = max(cycles, self.costs.dynamic_address_cycles)
         return (cycles + fixed) / clock_ghz, (cycles + latency) / clock_ghz
 
-    def _gpsimd(self, instruction: NkiInstruction) -> Cost:
+    def _gpsimd(self, instruction: NkiInstruction) -> Time:
         cycles = self.costs.gpsimd_start_cycles + gpsimd_cycles(instruction)
         return cycles / self.target.gpsimd_clock_ghz, cycles / self.target.gpsimd_clock_ghz
 
-    def _sequencer(self, instruction: NkiInstruction) -> Cost:
+    def _sequencer(self, instruction: NkiInstruction) -> Time:
         return self.costs.trigger_ns, self.costs.trigger_ns
 
-    def _tensor(self, instruction: NkiInstruction) -> Cost:
+    def _tensor(self, instruction: NkiInstruction) -> Time:
         """max(min(64, M), N) cycles for each pass; LoadStationary runs behind the previous matmul (arch2)."""
         operands = instruction.operands
         attributes = instruction.attributes

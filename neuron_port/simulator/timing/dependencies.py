@@ -96,8 +96,9 @@ class _Analysis:
     def _touch(self, allocation: Allocation, index: int, fresh: list[Allocation], found: dict[int, int]) -> None:
         """Make the tracker on first use; wait for tiles that were at the same address before."""
         if allocation in self.trackers:
-            if allocation in self.touches:
-                self.touches[allocation].append(index)
+            touches = self.touches.get(allocation)
+            if touches is not None and touches[-1] != index:
+                touches.append(index)
             return
         self.trackers[allocation] = _Tracker()
         if allocation.buffer not in ON_CHIP:

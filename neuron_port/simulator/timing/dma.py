@@ -126,7 +126,7 @@ def _engine_ns(
     if instruction.opcode == "dma_compute":
         sustained *= costs.reduce_efficiency
     pieces = math.ceil(descriptors * share)
-    overhead = pieces * costs.descriptor_ns(target)
+    overhead = pieces * costs.descriptor_ns
     return max(bytes_ / target.dma_engine_theoretical_bytes_per_ns + overhead, bytes_ / sustained)
 
 

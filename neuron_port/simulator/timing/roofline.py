@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from neuron_port.simulator.memory import Allocation
 from neuron_port.simulator.target import Target
+from neuron_port.simulator.timing.costs import Cost
+from neuron_port.simulator.timing.dma import Transfer
 from neuron_port.simulator.timing.state import Work
 from neuron_port.simulator.timing.timeline import Energy, Roofline
 from neuron_port.simulator.trace import NkiInstruction, engine
@@ -34,12 +37,12 @@ def roofline_of(work: Work) -> Roofline:
     cores = len(work.traces)
     compute_ns = 0.0
     macs = elements = 0
-    for instruction in _all(work):
+    for instruction, planned in _all(work):
         if instruction.macs:
             macs += instruction.macs
             compute_ns += instruction.macs / peak_macs_per_ns(target, _operand_bytes(instruction))
-        elif instruction.engine not in (engine.dma, engine.sync) and instruction.opcode not in MOVES:
-            elements += max((o.elements for o in instruction.operands), default=0)
+        elif isinstance(planned, Cost) and instruction.engine is not engine.sync and instruction.opcode not in MOVES:
+            elements += planned.elements
     reads, writes = traffic_of(work)
     bandwidth = hbm_bytes_per_ns(target, cores)
     memory_ns = (reads + writes) / bandwidth
@@ -67,24 +70,25 @@ def hbm_bytes_per_ns(target: Target, cores: int) -> float:
 def traffic_of(work: Work) -> tuple[int, int]:
     """(bytes read from HBM, bytes written to it), declared dtypes."""
     reads = writes = 0
-    for trace, plan in zip(work.traces, work.plans, strict=True):
-        for instruction, planned in zip(trace, plan, strict=True):
-            if instruction.engine is engine.dma:
-                reads += planned.hbm_read_bytes  # type: ignore[union-attr]
-                writes += planned.hbm_write_bytes  # type: ignore[union-attr]
+    for _, planned in _all(work):
+        if isinstance(planned, Transfer):
+            reads += planned.hbm_read_bytes
+            writes += planned.hbm_write_bytes
     return reads, writes
 
 
 def energy_of(work: Work) -> Energy:
     """Picojoules by where they go; see the constants above for what they are worth."""
     tensor = vector = on_chip = 0.0
-    for instruction in _all(work):
-        operands = instruction.operands
-        on_chip += sum(o.elements * o.dtype.itemsize for o in operands if o.on_chip) * SRAM_PJ_PER_BYTE
+    for instruction, planned in _all(work):
+        if isinstance(planned, Transfer):
+            on_chip += planned.bytes * SRAM_PJ_PER_BYTE
+            continue
+        on_chip += planned.on_chip_bytes * SRAM_PJ_PER_BYTE
         if instruction.engine is engine.tensor:
             tensor += instruction.macs * MAC_PJ[min(4, _operand_bytes(instruction))]
-        elif instruction.engine not in (engine.dma, engine.sync):
-            vector += max((o.elements for o in operands), default=0) * ELEMENT_PJ
+        elif instruction.engine is not engine.sync:
+            vector += planned.elements * ELEMENT_PJ
     reads, writes = traffic_of(work)
     return Energy(
         tensor_pj=tensor, vector_pj=vector, on_chip_pj=on_chip, hbm_pj=(reads + writes) * HBM_PJ_PER_BYTE
@@ -92,9 +96,13 @@ def energy_of(work: Work) -> Energy:
 
 
 def _operand_bytes(instruction: NkiInstruction) -> int:
-    return max((o.dtype.itemsize for o in instruction.operands[1:3]), default=2)
+    """Bytes of an element of the wider matmul operand."""
+    return max(
+        (item.dtype if item.__class__ is Allocation else item[5]).itemsize  # type: ignore[index,union-attr]
+        for item in instruction.recorded[1:3]
+    )
 
 
-def _all(work: Work) -> Iterable[NkiInstruction]:
-    for trace in work.traces:
-        yield from trace
+def _all(work: Work) -> Iterable[tuple[NkiInstruction, Cost | Transfer]]:
+    for trace, plan in zip(work.traces, work.plans, strict=True):
+        yield from zip(trace, plan, strict=True)

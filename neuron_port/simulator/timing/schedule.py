@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from neuron_port.simulator.memory import Allocation, MemoryRegion
-from neuron_port.simulator.target import Target
+from neuron_port.simulator.memory import Allocation
 from neuron_port.simulator.timing.constants import table_of
 from neuron_port.simulator.timing.dependencies import CHAIN, DATA, ORDER, REUSE
 from neuron_port.simulator.timing.dma import Transfer
-from neuron_port.simulator.timing.state import DMA, GPSIMD, NEVER, SCALAR, TENSOR, VECTOR, Core, Lane, Memory, Work
+from neuron_port.simulator.timing.state import DMA, GPSIMD, NEVER, SCALAR, TENSOR, Core, Lane, Memory, Work
 from neuron_port.simulator.timing.timeline import LANES, Cause, Scheduled
 from neuron_port.simulator.trace import NkiInstruction
 
@@ -191,13 +190,12 @@ class Scheduler:
     def _start(self, core: Core, number: int, position: int, ns: float) -> None:
         lane = core.lanes[number]
         instruction = core.trace[position]
-        occupied, latency = core.plan[position]  # type: ignore[misc]
+        occupied, latency, _, _, locks = core.plan[position]  # type: ignore[misc]
         ready = core.ready_ns[position]
         cause, by = core.cause[position]
         start = ns
         if start > ready and lane.free_since >= 0:
             cause, by = "engine", lane.free_since
-        locks = _locks(instruction, number, self.target)
         for lock in locks:
             held_ns, holder = core.lock_ns[lock]
             if held_ns > start:
@@ -367,25 +365,6 @@ class Scheduler:
         memory.used += memory.tiles[memory.next][1]
         memory.next += 1
         self._satisfy(core, position, self.now, "buffers", None)
-
-
-def _locks(instruction: NkiInstruction, number: int, target: Target) -> tuple[str, ...]:
-    """The memories that the instruction keeps other engines out of (NeuronCore-v2)."""
-    if number not in (VECTOR, SCALAR, GPSIMD):
-        return ()
-    locks: tuple[str, ...] = ()
-    if target.vector_excludes_gpsimd_in_sbuf and number != SCALAR and _uses(instruction, MemoryRegion.sbuf):
-        locks = ("sbuf",)
-    if target.vector_excludes_scalar_in_psum and number != GPSIMD and _uses(instruction, MemoryRegion.psum):
-        locks += ("psum",)
-    return locks
-
-
-def _uses(instruction: NkiInstruction, region: MemoryRegion) -> bool:
-    return any(
-        (item if item.__class__ is Allocation else item[0]).buffer is region  # type: ignore[index,union-attr]
-        for item in instruction.recorded
-    )
 
 
 def _first_free(engines_ns: list[float], engines: tuple[int, ...]) -> float:

@@ -37,9 +37,14 @@ class Work:
         model = CostModel(target, costs)
         known: dict[object, Transfer] = {}
         self.dependencies: list[Dependencies] = []
+        self.consumers: list[list[list[tuple[int, int]]]] = []  # of each core and instruction: (position, kind)
+        self.touched: list[list[list[Allocation]]] = []  # tiles that each instruction uses
         self.plans: list[list[Cost | Transfer]] = []
         for trace in traces:
-            self.dependencies.append(dependencies_of(trace))
+            dependencies = dependencies_of(trace)
+            self.dependencies.append(dependencies)
+            self.consumers.append(_consumers(dependencies))
+            self.touched.append(_touched(dependencies))
             plan: list[Cost | Transfer] = []
             for instruction in trace:
                 if instruction.engine is engine.dma:
@@ -47,6 +52,22 @@ class Work:
                 else:
                     plan.append(model.cost(instruction))
             self.plans.append(plan)
+
+
+def _consumers(dependencies: Dependencies) -> list[list[tuple[int, int]]]:
+    consumers: list[list[tuple[int, int]]] = [[] for _ in dependencies.edges]
+    for position, edges in enumerate(dependencies.edges):
+        for producer, kind in edges:
+            consumers[producer].append((position, kind))
+    return consumers
+
+
+def _touched(dependencies: Dependencies) -> list[list[Allocation]]:
+    touched: list[list[Allocation]] = [[] for _ in dependencies.edges]
+    for tile, positions in dependencies.touches.items():
+        for position in positions:
+            touched[position].append(tile)
+    return touched
 
 
 def _transfer(
@@ -110,10 +131,8 @@ class Core:
         self.waiting = [len(edges) for edges in dependencies.edges]
         self.ready_ns = [0.0] * count
         self.cause: list[tuple[Cause, int | None]] = [("start", None)] * count
-        self.consumers: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        for position, edges in enumerate(dependencies.edges):
-            for producer, kind in edges:
-                self.consumers[producer].append((position, kind))
+        self.consumers = work.consumers[index]
+        self.touched = work.touched[index]
         orders: list[list[int]] = [[] for _ in range(DMA + 1)]
         self.place = [0] * count
         self.lane_of = [LANE_OF[instruction.engine] for instruction in self.trace]
@@ -137,7 +156,6 @@ class Core:
         }
         self.users: dict[Allocation, int] = {}  # uses of a tile that are still to come
         self.last_use: dict[Allocation, tuple[float, int]] = {}  # (ns, position)
-        self.touched: list[list[Allocation]] = [[] for _ in range(count)]
         for position, tiles in enumerate(dependencies.first_writes):
             for tile in tiles:
                 memory = self.memories[tile.buffer]
@@ -147,7 +165,4 @@ class Core:
                 memory.units[tile] = units
                 self.waiting[position] += 1
         for tile, positions in dependencies.touches.items():
-            unique = set(positions)
-            self.users[tile] = len(unique)
-            for position in unique:
-                self.touched[position].append(tile)
+            self.users[tile] = len(positions)

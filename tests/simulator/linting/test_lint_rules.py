@@ -371,7 +371,7 @@ PAIRS = [
     Pair("E24", "t = nl.zeros((128, 1), nl.float32)", "t = nl.zeros((128, 1), nl.float64)", says="float64"),
     Pair("E24", "nisa.tensor_copy(tile, acc)", "nl.tensor_copy(tile, acc)", says="nisa.tensor_copy"),
     Pair("E24", "least = -3.4028234663852886e+38", "least = nl.fp32.min", says="nl.fp32"),
-    Pair("E24", "import nki.language as nl", "import nki.language as nl; from nki.isa import mgrid_", IMPORT, says="mgrid_"),
+    Pair("E24", "import nki.language as nl", "from nki import language as nl; from nki.isa import a", IMPORT),
     Pair("E25", "size = 4294967295", "size = 4294967296", says="32 bits"),
     Pair("E25", "size = 1.0", "size = 1j", says="complex"),
     Pair("E26", "nisa.nc_matmul(acc, tile, tile)", "nisa.nc_matmul(tile, tile, tile)", says="must be in psum"),
