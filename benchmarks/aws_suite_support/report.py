@@ -84,6 +84,7 @@ def _totals(tests: list[dict[str, Any]]) -> list[str]:
     )
     possible = counts["passed"] + counts["failed"] - sum(not_ours.values())
     seconds = sum(test.get("simulated_seconds", 0.0) for test in tests)
+    processor = sum(test.get("simulated_processor_seconds", 0.0) for test in tests)
     calls = sum(test.get("calls", 0) for test in tests)
     instructions = sum(test.get("instructions", 0) for test in tests)
     share = 100 * counts["passed"] / possible if possible else 0.0
@@ -91,7 +92,8 @@ def _totals(tests: list[dict[str, Any]]) -> list[str]:
         "",
         f"{len(tests)} tests: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped by the suite",
         f"of {possible} that fit the limits and need no private part, {counts['passed']} passed: {share:.1f} %",
-        f"{calls} kernel calls, {instructions} instructions, {seconds:.1f} s of simulation",
+        f"{calls} kernel calls, {instructions} instructions, {seconds:.1f} s of simulation "
+        f"({processor:.1f} s of processor time)",
     ]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from threadpoolctl import threadpool_limits
 
 from neuron_port.cli.kernel_inputs import Input, bind, read_inputs, read_settings
 from neuron_port.errors import NeuronPortError, UsageError
@@ -122,7 +123,8 @@ def execute(call: KernelCall, *, quiet: bool, with_traceback: bool) -> tuple[Ker
     if not quiet:
         click.echo(f"{call.name}: simulating on {call.target} ...", err=True)
     started = time.monotonic()
-    with failures_named(call.name, with_traceback):
+    # A tile's product takes a few hundred microseconds: threads cost it more than they give.
+    with failures_named(call.name, with_traceback), threadpool_limits(limits=1, user_api="blas"):
         run = run_kernel(
             call.function, target=call.target, lnc=call.lnc, limits=call.limits, **call.arguments
         )

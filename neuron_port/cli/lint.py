@@ -26,7 +26,7 @@ def lint(files: tuple[Path, ...], form: str, as_json: bool) -> None:
     from neuron_port.simulator.linting import lint_file
 
     findings = [finding for path in _python_files(files) for finding in lint_file(path)]
-    counts = Counter(finding.severity for finding in findings)
+    counts: Counter[str] = Counter(finding.severity for finding in findings)
     if form == "json" or as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:

@@ -21,7 +21,15 @@ from neuron_port.profiling.colours import colours_of
 from neuron_port.profiling.page_data import page_data
 from neuron_port.profiling.picture import headline
 from neuron_port.profiling.profile import Profile
-from neuron_port.profiling.words import LANE_NAMES, bytes_text, counted, energy_text, share_text, time_text
+from neuron_port.profiling.words import (
+    LANE_NAMES,
+    bytes_text,
+    counted,
+    energy_text,
+    roofs,
+    share_text,
+    time_text,
+)
 from neuron_port.simulator.timing.timeline import Timeline
 
 AROUND = 4  # lines of source shown around those that issue instructions
@@ -126,7 +134,8 @@ def _lines(profile: Profile) -> Iterable[str]:
 
 
 def _bar(share: float) -> str:
-    return f'<svg class="bar"><rect class="track" width="100%" height="100%"/><rect class="fill" width="{share * 100:.2f}%" height="100%"/></svg>'
+    fill = f'<rect class="fill" width="{share * 100:.2f}%" height="100%"/>'
+    return f'<svg class="bar"><rect class="track" width="100%" height="100%"/>{fill}</svg>'
 
 
 def _short(location: str) -> str:
@@ -168,12 +177,14 @@ def _source_row(
     numbers: dict[tuple[str, int], int],
     most: float,
 ) -> str:
+    anchor = _anchor(file, number)
     if use is None:
-        return f'<tr id="{_anchor(file, number)}"><td class="n quiet">{number}</td><td></td><td></td><td class="code">{escape(code)}</td></tr>'
+        cells = f'<td class="n quiet">{number}</td><td></td><td></td><td class="code">{escape(code)}</td>'
+        return f'<tr id="{anchor}">{cells}</tr>'
     heat = math.sqrt(use.critical_ns / most)
     share = share_text(profile.share(use.critical_ns)) if use.critical_ns else ""
     return (
-        f'<tr id="{_anchor(file, number)}" class="hot heat{round(heat * 5)}" data-place="{numbers[use.place]}">'
+        f'<tr id="{anchor}" class="hot heat{round(heat * 5)}" data-place="{numbers[use.place]}">'
         f'<td class="n">{number}</td><td class="n">{escape(share)}</td>'
         f'<td class="n quiet">{use.count:,} × {escape(time_text(use.total_busy_ns / use.count))}</td>'
         f'<td class="code">{escape(code)}</td></tr>'
@@ -188,7 +199,8 @@ def _lanes(timeline: Timeline) -> Iterable[str]:
         core = f", core {use.core}" if timeline.cores > 1 else ""
         yield (
             f'<tr><th scope="row">{LANE_NAMES[use.lane]}{core}</th><td class="n">{use.instructions:,}</td>'
-            f'<td class="n">{escape(time_text(use.busy_ns))}</td><td class="n strong">{escape(share_text(use.utilisation))}</td>'
+            f'<td class="n">{escape(time_text(use.busy_ns))}</td>'
+            f'<td class="n strong">{escape(share_text(use.utilisation))}</td>'
             f'<td>{_bar(use.utilisation)}</td><td class="n">{escape(time_text(use.exposed_ns))}</td></tr>'
         )
 
@@ -196,13 +208,14 @@ def _lanes(timeline: Timeline) -> Iterable[str]:
 def _memory(profile: Profile) -> Iterable[str]:
     for peak in profile.memory:
         share = peak.used / peak.capacity
+        tiles = ", ".join(f"{escape(tile.name)} {tile.used:,}" for tile in peak.tiles[:8])
+        more = f" and {len(peak.tiles) - 8} more" if len(peak.tiles) > 8 else ""
+        where = f"at {escape(_short(peak.location))}: {tiles}{more}" if peak.used else ""
         yield (
-            f'<tr><th scope="row">{peak.memory}</th><td class="n">{peak.used:,} of {peak.capacity:,} {peak.unit}</td>'
-            f'<td class="n strong">{escape(share_text(share))}</td><td>{_bar(share)}</td>'
-            f'<td>{escape(_short(peak.location)) or "–"}</td><td class="code">'
-            + ", ".join(f"{escape(tile.name)} {tile.used:,}" for tile in peak.tiles[:8])
-            + ("…" if len(peak.tiles) > 8 else "")
-            + "</td></tr>"
+            f'<tr><th scope="row">{peak.memory}</th>'
+            f'<td class="n">{peak.used:,} of {peak.capacity:,} {peak.unit}</td>'
+            f'<td class="n strong">{escape(share_text(share))}</td><td>{_bar(share)}</td></tr>'
+            f'<tr><td></td><td class="quiet" colspan="3">{where}</td></tr>'
         )
 
 
@@ -211,9 +224,8 @@ def _roofline(timeline: Timeline) -> str:
     roofline = timeline.roofline
     if roofline.operations_per_byte <= 0 or roofline.memory_ns <= 0 or timeline.device_ns <= 0:
         return "<p>No HBM traffic or no arithmetic: there is no roofline.</p>"
-    rate = roofline.hbm_bytes / roofline.memory_ns * 1e-3  # TB/s
-    ridge, intensity = roofline.ridge_operations_per_byte, roofline.operations_per_byte
-    peak = ridge * rate
+    peak, rate = roofs(roofline)
+    ridge, intensity = peak / rate, roofline.operations_per_byte
     reached = roofline.operations / timeline.device_ns * 1e-3
     low, high = min(intensity, ridge) / 8, max(intensity, ridge) * 8
     bottom, top = min(reached, low * rate) / 4, peak * 3
@@ -231,16 +243,21 @@ def _roofline(timeline: Timeline) -> str:
     side = "start" if x < 300 else "end"
     shift = 10 if x < 300 else -10
     parts = [
-        *(f'<path class="grid" d="M{across(tick)} 14V214"/><text x="{across(tick)}" y="229" text-anchor="middle">{tick:g}</text>' for tick in ticks_x),
-        *(f'<path class="grid" d="M56 {up(tick)}H506"/><text x="50" y="{up(tick) + 4}" text-anchor="end">{tick:g}</text>' for tick in ticks_y),
+        *(_tick(f"M{across(tick)} 14V214", across(tick), 229, "middle", tick) for tick in ticks_x),
+        *(_tick(f"M56 {up(tick)}H506", 50, up(tick) + 4, "end", tick) for tick in ticks_y),
         f'<path class="roof" d="M{across(low)} {up(low * rate)}L{across(ridge)} {up(peak)}H{across(high)}"/>',
         f'<text x="504" y="{up(peak) - 6}" text-anchor="end">{peak:.3g} Top/s</text>',
-        f'<text x="{across(low * 2)}" y="{up(low * 2 * rate) + 18}">{rate * 1e3:.0f} GB/s of HBM</text>',
+        f'<text x="62" y="24">slope: {rate * 1e3:.0f} GB/s of HBM</text>',
         f'<path class="drop" d="M{x} {y}V{bound}"/><circle cx="{x}" cy="{y}" r="5"/>',
-        f'<text class="strong" x="{x + shift}" y="{y + 16}" text-anchor="{side}">{reached:.3g} Top/s, {share_text(timeline.roofline_fraction)}</text>',
+        f'<text class="strong" x="{x + shift}" y="{y + 16}" text-anchor="{side}">{reached:.3g} Top/s, '
+        f"{share_text(timeline.roofline_fraction)}</text>",
         '<text x="281" y="247" text-anchor="middle">arithmetic intensity (operations per HBM byte)</text>',
         '<text x="14" y="114" text-anchor="middle" transform="rotate(-90 14 114)">Top/s</text>',
     ]  # fmt: skip
     return (
         f'<svg class="roofline" viewBox="0 0 520 252" role="img" aria-label="Roofline">{"".join(parts)}</svg>'
     )
+
+
+def _tick(line: str, x: float, y: float, anchor: str, value: float) -> str:
+    return f'<path class="grid" d="{line}"/><text x="{x}" y="{y}" text-anchor="{anchor}">{value:g}</text>'

@@ -15,7 +15,7 @@ import numpy as np
 from neuron_port.profiling.by_line import LineUse, critical_times
 from neuron_port.profiling.colours import colours_of
 from neuron_port.profiling.profile import Profile
-from neuron_port.profiling.words import LANE_NAMES, bytes_text, share_text, time_text
+from neuron_port.profiling.words import LANE_NAMES, bytes_text, roofs, share_text, time_text
 from neuron_port.simulator.timing.timeline import LANES, Scheduled, Timeline
 
 DENSE = 700  # instructions of one lane that can be told apart on the width of the picture
@@ -238,9 +238,8 @@ def _draw_roofline(axes: Any, timeline: Timeline) -> None:
         )
         axes.set_axis_off()
         return
-    intensity, ridge = roofline.operations_per_byte, roofline.ridge_operations_per_byte
-    per_byte_rate = roofline.hbm_bytes / roofline.memory_ns * 1e-3  # TB/s
-    peak = ridge * per_byte_rate  # tera-operations per second
+    peak, per_byte_rate = roofs(roofline)
+    intensity, ridge = roofline.operations_per_byte, peak / per_byte_rate
     reached = roofline.operations / timeline.device_ns * 1e-3
     low, high = min(intensity, ridge) / 8, max(intensity, ridge) * 8
     axes.plot([low, ridge, high], [low * per_byte_rate, peak, peak], color=INK, linewidth=1.4)
@@ -255,10 +254,8 @@ def _draw_roofline(axes: Any, timeline: Timeline) -> None:
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
     )  # fmt: skip
     axes.text(high, peak * 1.12, f"{peak:.3g} Top/s", ha="right", va="bottom", fontsize=8, color=QUIET)
-    axes.text(
-        low * 1.9, low * 1.9 * per_byte_rate * 0.72, f"{per_byte_rate * 1e3:.0f} GB/s of HBM", ha="left", va="top",
-        fontsize=8, color=QUIET,
-    )  # fmt: skip
+    slope = f"slope: {per_byte_rate * 1e3:.0f} GB/s of HBM"
+    axes.text(0.02, 0.97, slope, ha="left", va="top", fontsize=8, color=QUIET, transform=axes.transAxes)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)

@@ -9,7 +9,15 @@ from typing import Any
 
 from neuron_port.profiling.picture import headline
 from neuron_port.profiling.profile import Profile
-from neuron_port.profiling.words import LANE_NAMES, bytes_text, counted, energy_text, share_text, time_text
+from neuron_port.profiling.words import (
+    LANE_NAMES,
+    bytes_text,
+    counted,
+    energy_text,
+    roofs,
+    share_text,
+    time_text,
+)
 
 LABEL = 14
 SOURCE_WIDTH = 70
@@ -44,10 +52,14 @@ def _figures(profile: Profile) -> Iterable[str]:
         f"({time_text(timeline.in_order_ns)} in strict program order), "
         f"{time_text(timeline.overhead_ns)} to start and end a kernel",
     )
+    meet = ""
+    if roofline.memory_ns > 0:
+        peak, rate = roofs(roofline)
+        meet = f", the bounds meet at {peak / rate:.0f}"
     yield _row(
         "roofline",
-        f"{time_text(roofline.bound_ns)}, {roofline.bound} bound: {roofline.operations_per_byte:.1f} operations per HBM "
-        f"byte, bounds meet at {roofline.ridge_operations_per_byte:.0f}; reached {share_text(timeline.roofline_fraction)}",
+        f"{time_text(roofline.bound_ns)}, {roofline.bound} bound: {roofline.operations_per_byte:.1f} operations per "
+        f"HBM byte{meet}; reached {share_text(timeline.roofline_fraction)}",
     )
     yield _row(
         "HBM",
@@ -59,7 +71,11 @@ def _figures(profile: Profile) -> Iterable[str]:
         f"SBUF {bytes_text(sbuf.used)} of {bytes_text(sbuf.capacity)} per partition, "
         f"PSUM {psum.used} of {psum.capacity} banks",
     )
-    lost = f"{time_text(timeline.tensor_cold_ns)} lost while it is slow" if timeline.tensor_cold_ns else "nothing lost"
+    lost = (
+        f"{time_text(timeline.tensor_cold_ns)} lost while it is slow"
+        if timeline.tensor_cold_ns
+        else "nothing lost"
+    )
     yield _row("TensorE clock", lost)
     yield _row(
         "tables",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neuron_port.simulator.timing.timeline import Scheduled
+from neuron_port.simulator.timing.timeline import Roofline, Scheduled
 from neuron_port.simulator.trace import NkiInstruction, Operand
 
 LANE_NAMES = {
@@ -84,3 +84,11 @@ def attributes_text(instruction: NkiInstruction) -> str:
 def cause_text(one: Scheduled) -> str:
     """Why it did not start earlier, without the name of the instruction that it waited for."""
     return CAUSES[one.cause]
+
+
+def roofs(roofline: Roofline) -> tuple[float, float]:
+    """(peak in tera-operations per second for the dtypes used, HBM bandwidth in TB/s) of a kernel with HBM traffic."""
+    rate = roofline.hbm_bytes / roofline.memory_ns * 1e-3
+    if roofline.compute_ns <= 0:
+        return roofline.ridge_operations_per_byte * rate, rate
+    return roofline.operations / roofline.compute_ns * 1e-3, rate

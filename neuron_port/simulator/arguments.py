@@ -17,7 +17,7 @@ from neuron_port.simulator.context import Run
 from neuron_port.simulator.dtypes import DType
 from neuron_port.simulator.errors import OutputError, UnsupportedError
 from neuron_port.simulator.memory import BY_OTHERS, Allocation, MemoryRegion, Storage
-from neuron_port.simulator.nki.language import NKIObject
+from neuron_port.simulator.nki.objects import NKIObject
 from neuron_port.simulator.tensor import NkiTensor
 
 CONTAINERS = (list, tuple, dict, NKIObject)
@@ -95,9 +95,7 @@ def _input(run: Run, value: Any, name: str) -> Any:
     return NkiTensor(array, Storage(array, allocation, BY_OTHERS), dtype)
 
 
-def for_other_core(
-    run: Run, arguments: tuple[list[Any], dict[str, Any]]
-) -> tuple[list[Any], dict[str, Any]]:
+def for_other_core(run: Run, arguments: tuple[list[Any], dict[str, Any]]) -> tuple[list[Any], dict[str, Any]]:
     """The same arguments for the second core: tensors on the same storages, own containers and records."""
     memo: dict[int, Any] = {}
 

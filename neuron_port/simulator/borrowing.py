@@ -8,6 +8,9 @@ tile and its storage change their class for as long as they borrow, so that plai
 from __future__ import annotations
 
 import sys
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +19,7 @@ from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import Recorded
 
 LEAST_BYTES = 32 * 1024  # a smaller copy costs no more than the bookkeeping
-# Of a storage that nothing refers to but one tensor: its slot, the variable here, and the question itself.
-REFERENCES_OF_ONE_TENSOR = 3
+SLOT: Any = vars(Storage)["array"]  # what BorrowedStorage.array hides
 
 
 class BorrowedStorage(Storage):
@@ -25,18 +27,18 @@ class BorrowedStorage(Storage):
 
     __slots__ = ()
 
-    @property  # type: ignore[override]
-    def array(self) -> np.ndarray:
+    @property
+    def array(self) -> np.ndarray:  # type: ignore[override]
         """The tile's own copy of the input."""
         copied = np.array(self.borrowed, order="C", copy=True)
         self.__class__ = Storage  # type: ignore[assignment]
-        self.array = copied
+        self.array = copied  # type: ignore[misc]
         return copied
 
     @property
     def borrowed(self) -> np.ndarray:
         """The view of the input."""
-        view: np.ndarray = Storage.array.__get__(self)  # type: ignore[attr-defined]
+        view: np.ndarray = SLOT.__get__(self)
         return view
 
 
@@ -45,19 +47,19 @@ class BorrowedTile(NkiTensor):
 
     __slots__ = ()
 
-    @property  # type: ignore[override]
-    def array(self) -> np.ndarray:
+    @property
+    def array(self) -> np.ndarray:  # type: ignore[override]
         """The tile's own array; from here on the tile is a plain one."""
         array = self.storage.array
         self.__class__ = NkiTensor  # type: ignore[assignment]
-        self.array = array
+        self.array = array  # type: ignore[misc]
         return array
 
     @property
     def readable(self) -> np.ndarray:
         """The input's memory, to be read at once."""
         storage = self.storage
-        return storage.borrowed if storage.__class__ is BorrowedStorage else self.array  # type: ignore[attr-defined]
+        return storage.borrowed if isinstance(storage, BorrowedStorage) else self.array
 
     def recorded(self) -> Recorded:
         """Its allocation: it is all of it."""
@@ -66,22 +68,34 @@ class BorrowedTile(NkiTensor):
 
 def borrow(dst: NkiTensor, src: NkiTensor) -> bool:
     """Let dst, a whole unwritten tile that nothing else looks at, borrow src, a view of a read-only input."""
-    storage, array = dst.storage, src.array
-    own = dst.array
+    array, own = src.array, dst.array
     if (
-        storage.state != UNWRITTEN
-        or own is not storage.array
-        or storage.buffer is not MemoryRegion.sbuf
+        dst.dtype is not src.dtype
+        or dst.storage.state != UNWRITTEN
+        or own is not dst.storage.array
         or own.nbytes < LEAST_BYTES
+        or dst.storage.buffer is not MemoryRegion.sbuf
         or array.dtype != own.dtype
         or array.shape != own.shape
         or array.strides[-1] != own.itemsize
         or src.storage.array.flags.writeable
-        or sys.getrefcount(storage) != REFERENCES_OF_ONE_TENSOR
+        or _references(dst) != _references_of_one_tensor()
     ):
         return False
+    storage = dst.storage
     storage.array = dst.array = array
     storage.state = BY_OTHERS
     storage.__class__ = BorrowedStorage
     dst.__class__ = BorrowedTile
     return True
+
+
+def _references(tensor: Any) -> int:
+    """How many references to the tensor's storage Python counts from here."""
+    return sys.getrefcount(tensor.storage)
+
+
+@cache
+def _references_of_one_tensor() -> int:
+    """What _references gives for a storage that one tensor has to itself, in this version of Python."""
+    return _references(SimpleNamespace(storage=object()))

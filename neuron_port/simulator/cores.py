@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 import zlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,15 @@ import numpy as np
 
 from neuron_port.simulator.context import Run, caller, context
 from neuron_port.simulator.errors import SimulatorError, SynchronizationError, location_of
+from neuron_port.simulator.limits import TimeUp, interrupt
 from neuron_port.simulator.memory import Allocation, MemoryRegion, Storage
 from neuron_port.simulator.tensor import NkiTensor
 
 if TYPE_CHECKING:
     from neuron_port.simulator.trace import NkiInstruction, Recorded
+
+
+PATIENCE_SECONDS = 3.0
 
 
 class Meeting:
@@ -80,6 +85,7 @@ class Scheduler:
         self.running: _Program | None = None
         self._error: BaseException | None = None
         self._first_thread = threading.get_ident()
+        self._time_up_at: float | None = None
         self._all_ended = threading.Lock()
         self._all_ended.acquire()
 
@@ -89,8 +95,10 @@ class Scheduler:
         run.position = len(self.programs)
         self.programs.append(_Program(run, label, body))
 
-    def running_thread(self) -> int:
-        """The identity of the thread that holds the baton (the one that made this scheduler, before any does)."""
+    def thread_to_interrupt(self) -> int:
+        """The identity of the thread that holds the baton, for a clock whose time is up."""
+        if self._time_up_at is None:
+            self._time_up_at = time.monotonic()
         return self._first_thread if self.running is None else self.running.thread_id
 
     def execute(self) -> list[Any]:
@@ -110,9 +118,12 @@ class Scheduler:
         self.programs[0].baton.release()
         try:
             self._live(self.programs[0])
-            self._all_ended.acquire()
-        except BaseException as error:  # an interrupt while waiting: let the others unwind, then hand it on
+            self._wait_for(self._all_ended)
+        except (
+            BaseException
+        ) as error:  # Ctrl-C, or the time is up: end the program that runs, then hand it on
             self._error = self._error or error
+            interrupt(self.running.thread_id)
             raise
         for thread in threads:
             thread.join()
@@ -124,13 +135,19 @@ class Scheduler:
         """Wait until the meeting has taken place."""
         program = self.programs[run.position]
         program.meeting = meeting
-        self._pass_on(program)
-        program.baton.acquire()
+        self._pass_on()
+        self._wait_for(program.baton)
         if self._error is not None:
             raise _Stopped
 
+    def _wait_for(self, lock: threading.Lock) -> None:
+        """Take a lock; give up if the time is up and whoever should release it was interrupted just then."""
+        while not lock.acquire(timeout=1.0):
+            if self._time_up_at is not None and time.monotonic() - self._time_up_at > PATIENCE_SECONDS:
+                raise TimeUp
+
     def _live(self, program: _Program) -> None:
-        program.baton.acquire()
+        self._wait_for(program.baton)
         program.thread_id = threading.get_ident()
         try:
             if self._error is None:
@@ -148,9 +165,9 @@ class Scheduler:
             context.run = None
             program.ended = True
             program.meeting = None
-            self._pass_on(program)
+            self._pass_on()
 
-    def _pass_on(self, current: _Program) -> None:
+    def _pass_on(self) -> None:
         """Hand the baton to the first program that can continue; bring meetings about when none can."""
         chosen = self._first_able()
         if chosen is None and self._error is None:
@@ -163,7 +180,8 @@ class Scheduler:
             self._all_ended.release()
         else:
             self.running = chosen
-            chosen.baton.release()
+            if chosen.baton.locked():  # else it was interrupted while another program ran
+                chosen.baton.release()
 
     def _first_able(self) -> _Program | None:
         for program in self.programs:

@@ -48,24 +48,50 @@ class Hazard:
 
 def find_overlaps(trace: Trace) -> list[Hazard]:
     """The first hazard of every pair of tiles at explicit addresses, in program order; empty if there is none."""
-    suspects = _overlapping(trace.allocations)
+    if sum(tile.address is not None for tile in trace.allocations) < 2:
+        return []
+    suspects = _overlapping(_spans(trace))
     return _walk(trace, suspects) if suspects else []
 
 
-def _overlapping(allocations: list[Allocation]) -> set[int]:
-    """Ids of the tiles at explicit addresses that share bytes with another while both are live."""
-    placed = [a for a in allocations if a.address is not None and a.first >= 0]
+@dataclass(slots=True)
+class _Span:
+    """A tile at an explicit address, with the first and last instruction of the trace that touch it."""
+
+    tile: Allocation
+    first: int
+    last: int
+
+
+def _spans(trace: Trace) -> list[_Span]:
+    """Every touched tile at an explicit address, in the order of its first use."""
+    spans: dict[int, _Span] = {}
+    for instruction in trace.instructions:
+        for recorded in instruction.recorded:
+            tile = recorded if isinstance(recorded, Allocation) else recorded[0]
+            if tile.address is None:
+                continue
+            span = spans.get(id(tile))
+            if span is None:
+                spans[id(tile)] = _Span(tile, instruction.index, instruction.index)
+            else:
+                span.last = instruction.index
+    return list(spans.values())
+
+
+def _overlapping(spans: list[_Span]) -> set[int]:
+    """Ids of the tiles that share bytes with another while both are in use."""
     suspects: set[int] = set()
-    pages: dict[tuple[MemoryRegion, int], list[Allocation]] = {}
-    for tile in sorted(placed, key=lambda a: a.first):
-        first_byte, end_byte = _bytes_of(tile)
+    pages: dict[tuple[MemoryRegion, int], list[_Span]] = {}
+    for span in spans:
+        first_byte, end_byte = _bytes_of(span.tile)
         for page in range(first_byte // PAGE_BYTES, (end_byte - 1) // PAGE_BYTES + 1):
-            here = pages.setdefault((tile.buffer, page), [])
-            here[:] = [other for other in here if other.last > tile.first]
+            here = pages.setdefault((span.tile.buffer, page), [])
+            here[:] = [other for other in here if other.last > span.first]
             for other in here:
-                if _share_bytes(tile, other):
-                    suspects.update((id(tile), id(other)))
-            here.append(tile)
+                if _share_bytes(span.tile, other.tile):
+                    suspects.update((id(span.tile), id(other.tile)))
+            here.append(span)
     return suspects
 
 

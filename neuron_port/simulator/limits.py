@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -37,7 +38,8 @@ class Limits:
     seconds: float | None = None  # wall time of the whole call; None: no clock
     allocations: int = 1_000_000  # tensors, on chip and in HBM
     hbm_bytes: int | None = None  # inputs and tensors in HBM, in their own dtypes; None: what the target has
-    host_bytes: int | None = None  # memory of the whole process; None: what the machine has available
+    # Memory of the whole process, looked at for every 256 MiB of tensors; None: what the machine has available.
+    host_bytes: int | None = None
     recursion: int | None = None  # Python calls within each other; None: Python's own limit
 
 
@@ -99,16 +101,16 @@ def check_host_memory(more_bytes: int, limit: int | None, what: object) -> None:
 def resident_host_bytes() -> int:
     """Memory that this process takes now; 0 where the system does not tell."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as line:
-            return int(line.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
         return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_host_bytes() -> int | None:
     """Memory that can be taken without swapping, or None where the system does not tell."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
@@ -141,7 +143,7 @@ def refuse_recursion(error: RecursionError) -> NoReturn:
 def refuse_memory(error: MemoryError) -> NoReturn:
     """The machine's memory is used up."""
     raise LimitError(
-        f"the simulation ran out of host memory ({error or 'Python could not allocate'})",
+        f"the simulation ran out of host memory ({str(error) or 'Python could not allocate'})",
         location=line_of(error),
         hint="simulate a smaller problem, or on a machine with more memory",
     ) from None
@@ -149,6 +151,11 @@ def refuse_memory(error: MemoryError) -> NoReturn:
 
 class TimeUp(BaseException):
     """Put into the kernel's thread by the clock; no `except Exception` of a kernel catches it."""
+
+
+def interrupt(thread_id: int) -> None:
+    """Raise TimeUp in a thread, as soon as it executes Python code again."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(TimeUp))
 
 
 class Clock:
@@ -187,9 +194,7 @@ class Clock:
         while not self._stopped.wait(wait):
             with self._lock:
                 if not self._stopped.is_set():
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                        ctypes.c_ulong(self._running()), ctypes.py_object(TimeUp)
-                    )
+                    interrupt(self._running())
             wait = 0.25
 
 

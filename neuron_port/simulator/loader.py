@@ -125,9 +125,11 @@ def _import_file(path: Path) -> ModuleType:
     if parts[-1] == "__init__":
         parts.pop()
     dotted = ".".join(parts)
+    in_package = len(parts) > 1
     if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    if not dotted.replace(".", "_").isidentifier() or (len(parts) == 1 and _is_taken(dotted, path)):
+        # A single file's neighbours may be called like standard modules, so they come last.
+        sys.path.insert(0 if in_package else len(sys.path), str(root))
+    if not dotted.replace(".", "_").isidentifier() or (not in_package and _is_taken(dotted, path)):
         return _import_loose(path)
     module = importlib.import_module(dotted)
     found = Path(getattr(module, "__file__", None) or "")
@@ -144,7 +146,8 @@ def _is_taken(name: str, path: Path) -> bool:
     module = sys.modules.get(name)
     if module is not None:
         return Path(getattr(module, "__file__", None) or "").resolve() != path
-    return name in sys.stdlib_module_names
+    spec = importlib.util.find_spec(name)
+    return spec is None or Path(spec.origin or "").resolve() != path
 
 
 def _import_loose(path: Path) -> ModuleType:

@@ -41,7 +41,7 @@ class Access:
 
     @property
     def doing(self) -> str:
-        """ "core 1 writes at kernel.py:12"."""
+        """Such as `core 1 writes at kernel.py:12`."""
         verb = "writes" if self.writes else "reads"
         return f"core {self.core} {verb} at {self.instruction.location}"
 
@@ -101,7 +101,8 @@ def warn_of_diverging_loops(core: LogicalCore) -> None:
         b = second[position] if position < len(second) else None
         if a != b:
             described = [
-                f"core {index} runs " + ("none" if loop is None else f"{loop[2]} iterations at {_place(loop)}")
+                f"core {index} runs "
+                + ("none" if loop is None else f"{loop[2]} iterations at {_place(loop)}")
                 for index, loop in enumerate((a, b))
             ]
             where = a or b
@@ -164,7 +165,7 @@ def _issued_together(core: LogicalCore) -> set[tuple[int, int]]:
     issued: list[list[tuple[int, object]]] = []
     for run in core.runs:
         moment = 0
-        mine = []
+        mine: list[tuple[int, object]] = []
         for instruction in run.instructions:
             if instruction.opcode in MEETINGS:
                 moment += 1
@@ -235,7 +236,9 @@ def _kinds_of_writes(sides: Sides) -> dict[Access, int]:
     return kinds
 
 
-def _painted(allocation: Allocation, side: list[Access], kinds: dict[Access, int], *, blend: bool) -> np.ndarray:
+def _painted(
+    allocation: Allocation, side: list[Access], kinds: dict[Access, int], *, blend: bool
+) -> np.ndarray:
     """Element -> kind of the write to it: the last, or SEVERAL where kinds blend."""
     owners = np.full(math.prod(allocation.shape), NOBODY, np.int32)
     for access in side:

@@ -180,7 +180,7 @@ def _launch(
             stack.enter_context(RecursionLimit(limits.recursion))
         if limits.seconds is None:
             return _run(function, calls, target, lnc, limits, scheduler)
-        clock = Clock(limits.seconds, scheduler.running_thread)
+        clock = Clock(limits.seconds, scheduler.thread_to_interrupt)
         try:
             with clock:
                 return _run(function, calls, target, lnc, limits, scheduler)
@@ -240,9 +240,7 @@ def _call(function: Callable[..., Any], arguments: tuple[list[Any], dict[str, An
         refuse_memory(error)
 
 
-def _finished(
-    runs: list[Run], returned: list[Any], arguments: tuple[list[Any], dict[str, Any]]
-) -> KernelRun:
+def _finished(runs: list[Run], returned: list[Any], arguments: tuple[list[Any], dict[str, Any]]) -> KernelRun:
     """The record of one rank's call, after the checks that need all of it."""
     first = runs[0]
     if first.logical_core is not None:

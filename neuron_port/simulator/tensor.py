@@ -106,10 +106,12 @@ class NkiTensor:
         return f"`{self.name}` {tuple(self.shape)} {self.dtype} @ {self.buffer.name}"
 
     def __bool__(self) -> bool:
-        raise UnsupportedError(
-            f"the truth of {self!r} is not known when the kernel is traced",
-            hint="select with nisa instructions instead of Python conditions",
-        )
+        """True: a tensor that is there. What it holds is not known when the kernel is traced."""
+        from neuron_port.simulator.context import context
+
+        if context.run is not None:
+            context.run.warn(f"{self!r} is used as a condition: it is true, whatever the tensor holds")
+        return True
 
     def __len__(self) -> int:
         return self.array.shape[0]

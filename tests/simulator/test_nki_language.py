@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -304,3 +306,50 @@ def test_every_public_name_exists():
     assert [name for name in nl.__all__ if not hasattr(nl, name)] == []
     functions = [name for name in NAMES.split() if not isinstance(getattr(nl, name), type(nl.add))]
     assert sorted(set(functions) - set(nl.__all__)) == []
+
+
+# ---- records ---------------------------------------------------------------------------------------------------
+
+
+class Plain(nl.NKIObject):
+    rows: int
+    columns: int = 7
+
+    def __post_init__(self):
+        self.size = (self.rows or 0) * self.columns
+
+
+@dataclasses.dataclass
+class Decorated(nl.NKIObject):
+    rows: int
+    names: list = dataclasses.field(default_factory=list)
+    columns: int = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(nl.NKIObject):
+    rows: int
+    depth: int = 3
+
+
+class Handmade(nl.NKIObject):
+    rows: int = 1
+
+    def __init__(self, rows):
+        self.rows = rows + 1
+
+
+def test_records_take_their_fields_as_the_compiler_gives_them():
+    """By position or name; what is missing has its default or is None, what is unknown becomes a field."""
+    assert (Plain(2).rows, Plain(2).columns, Plain(2, columns=3).size, Plain().rows) == (2, 7, 6, None)
+    record = Decorated(columns=5, extra="kept")
+    assert (record.rows, record.names, record.columns, record.extra) == (None, [], 5, "kept")
+    assert Decorated(1).names is not Decorated(1).names
+    assert dataclasses.replace(Frozen(4, depth=9), rows=5) == Frozen(5, depth=9)
+    assert Handmade(1).rows == 2
+    with pytest.raises(TypeError):
+        Handmade()
+    with pytest.raises(TypeError, match="given `rows` twice"):
+        Decorated(1, rows=2)
+    with pytest.raises(TypeError, match="3 values are given"):
+        Plain(1, 2, 3)

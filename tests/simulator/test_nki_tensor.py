@@ -249,13 +249,25 @@ def test_access_pattern_with_another_dtype(rng):
 
 
 def test_tensors_have_no_python_value():
-    """Conditions on tensors, tensor indices and item assignment are refused by name."""
-    with pytest.raises(UnsupportedError, match="truth"):
-        inspect((4, 6), bool)
+    """Tensor indices and item assignment are refused by name."""
     with pytest.raises(UnsupportedError, match="scalar_offset"):
         inspect((4, 6), lambda t: t[:, t])
     with pytest.raises(UnsupportedError, match="assignment"):
         inspect((4, 6), lambda t: t.__setitem__(0, 1))
+
+
+def test_a_tensor_as_a_condition_is_true_with_a_warning():
+    """Kernels ask `if tensor:` for `is not None`; what it holds is not known when the kernel is traced."""
+
+    def kernel(x, look):
+        out = nl.ndarray((1, 1), nl.float32, nl.shared_hbm)
+        nisa.dma_copy(out, x)
+        return out if not look or x else None
+
+    zero = np.zeros((1, 1), np.float32)
+    assert not run_kernel(kernel, zero, look=False).warnings
+    (warning,) = run_kernel(kernel, zero, look=True).warnings
+    assert "true, whatever the tensor holds" in warning
 
 
 @st.composite

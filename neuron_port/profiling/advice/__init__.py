@@ -66,7 +66,7 @@ def advise(evidence: Evidence) -> tuple[Advice, ...]:
             source=candidate.source,
             gain_ns=gain_ns,
         )
-        for candidate, gain_ns in zip(candidates, gains_ns(evidence, candidates), strict=True)
+        for candidate, gain_ns in zip(candidates, gains_ns(evidence, candidates, least_ns), strict=True)
         if gain_ns >= least_ns and gain_ns > 0
     ]
     return tuple(sorted(found, key=lambda advice: (-advice.gain_ns, advice.rule, advice.location)))

@@ -116,7 +116,7 @@ def loaded_again(evidence: Evidence) -> Iterator[Candidate]:
         if one.lane != DMA_LANE or len(operands) != 2 or operands[1].on_chip or not operands[0].on_chip:
             continue
         source = operands[1]
-        if any(touch.wrote for touch in evidence.touches[source.allocation]):
+        if evidence.writers(source.allocation):
             continue
         what = (one.core, source.allocation, source.shape, source.strides_bytes, source.offset_bytes)
         if what in loaded:

@@ -71,7 +71,7 @@ def vector_bound(evidence: Evidence) -> Iterator[Candidate]:
             location=location_of(place),
             measured=f"VectorE is {share_text(vector)} busy, {LANE_NAMES[other]} "
             f"{share_text(evidence.utilisation(other))}; this line takes {time_text(total_busy_ns(members))} of VectorE",
-            change=f"Give {how_many} {members[0].instruction.opcode} to {LANE_NAMES[other]}: {_how(evidence, members, other)}.",
+            change=f"Give {how_many} {members[0].instruction.opcode} to {LANE_NAMES[other]}: {_how(evidence, other)}.",
             source="trainium2_arch.rst: VectorE, ScalarE and GpSimdE run side by side",
             effect=Change(replaced={key_of(one): _on_engine(one.instruction, other) for one in moved}),
         )
@@ -93,14 +93,14 @@ def _other_engine(evidence: Evidence, members: list[Scheduled]) -> str | None:
     if scalable and evidence.utilisation("scalar") <= IDLE:
         return "scalar"
     in_psum = any(operand.allocation.buffer is MemoryRegion.psum for operand in operands)
-    if opcodes <= {"tensor_copy", "tensor_tensor", "memset"} and not in_psum:
-        # On NeuronCore-v2 the two never access SBUF at the same time: nothing would be gained.
-        if evidence.target.generation >= 3 and evidence.utilisation("gpsimd") <= IDLE:
-            return "gpsimd"
+    # On NeuronCore-v2 VectorE and GpSimdE never access SBUF at the same time: nothing would be gained.
+    movable = opcodes <= {"tensor_copy", "tensor_tensor", "memset"} and not in_psum
+    if movable and evidence.target.generation >= 3 and evidence.utilisation("gpsimd") <= IDLE:
+        return "gpsimd"
     return None
 
 
-def _how(evidence: Evidence, members: list[Scheduled], other: str) -> str:
+def _how(evidence: Evidence, other: str) -> str:
     if other == "gpsimd":
         return "engine=nisa.engine.gpsimd"
     if evidence.target.generation >= 3:

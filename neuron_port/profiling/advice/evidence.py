@@ -51,7 +51,6 @@ class Touch:
 
     one: Scheduled
     operand: Operand
-    wrote: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +77,23 @@ class Evidence:
         return sorted(self.timeline.scheduled, key=key_of)
 
     @cached_property
-    def touches(self) -> dict[Allocation, list[Touch]]:
-        """Who read and wrote each allocation, in program order."""
-        found: dict[Allocation, list[Touch]] = {}
+    def touches(self) -> tuple[dict[Allocation, list[Touch]], dict[Allocation, list[Touch]]]:
+        """Who wrote each allocation, and who read it, in program order."""
+        written: dict[Allocation, list[Touch]] = {}
+        read: dict[Allocation, list[Touch]] = {}
         for one in self.in_order:
-            writes = one.instruction.writes
             for number, operand in enumerate(one.instruction.operands):
-                touch = Touch(one=one, operand=operand, wrote=number < writes)
-                found.setdefault(operand.allocation, []).append(touch)
-        return found
+                by = written if number < one.instruction.writes else read
+                by.setdefault(operand.allocation, []).append(Touch(one=one, operand=operand))
+        return written, read
+
+    def writers(self, allocation: Allocation) -> list[Touch]:
+        """All that write the allocation."""
+        return self.touches[0].get(allocation, [])
+
+    def readers(self, allocation: Allocation) -> list[Touch]:
+        """All that read the allocation."""
+        return self.touches[1].get(allocation, [])
 
     def lines(self, wanted: Callable[[Scheduled], bool]) -> dict[Place, list[Scheduled]]:
         """The instructions that `wanted` accepts, by source line, in program order."""
@@ -99,18 +106,6 @@ class Evidence:
     def utilisation(self, lane: str) -> float:
         """The busiest core's use of a lane; 0 for a lane that nothing ran on."""
         return max((use.utilisation for use in self.timeline.lanes if use.lane == lane), default=0.0)
-
-    def writers_before(self, allocation: Allocation, reader: Scheduled) -> list[Scheduled]:
-        """Who wrote the allocation before `reader` in its program."""
-        return [
-            touch.one
-            for touch in self.touches[allocation]
-            if touch.wrote and touch.one.core == reader.core and touch.one.index < reader.index
-        ]
-
-    def readers(self, allocation: Allocation) -> list[Touch]:
-        """All that read the allocation."""
-        return [touch for touch in self.touches[allocation] if not touch.wrote]
 
 
 def key_of(one: Scheduled) -> Key:

@@ -65,8 +65,7 @@ def copied_before_use(evidence: Evidence) -> Iterator[Candidate]:
 def _reader_could_read_psum(evidence: Evidence, one: Scheduled) -> bool:
     tile = one.instruction.operands[0].allocation
     readers = evidence.readers(tile)
-    writers = [touch for touch in evidence.touches[tile] if touch.wrote]
-    if len(readers) != 1 or len(writers) != 1:
+    if len(readers) != 1 or len(evidence.writers(tile)) != 1:
         return False
     reader = readers[0].one.instruction
     others = [operand for operand in reader.operands[reader.writes :] if operand.allocation is not tile]

@@ -110,7 +110,8 @@ def float32_products(evidence: Evidence) -> Iterator[Candidate]:
         yield Candidate(
             rule="matmul-float32",
             location=location_of(place),
-            measured=f"{len(members)} float32 matmuls take {time_text(total_busy_ns(members))} in {passes} passes; {origin}",
+            measured=f"{len(members)} float32 matmuls take {time_text(total_busy_ns(members))} in {passes} passes; "
+            f"{origin}",
             change="Keep both factors in bfloat16: one pass instead of four.",
             source="trainium_inferentia2_arch.rst: float32 at a quarter of the rate; kernel-optimization.rst",
             effect=Change(saved_ns={key_of(one): one.busy_ns * (1 - 1 / passes) for one in members}),
@@ -119,7 +120,7 @@ def float32_products(evidence: Evidence) -> Iterator[Candidate]:
 
 def _came_as_16_bits(evidence: Evidence, tile: Allocation) -> bool:
     """Whether all that was written to the tile was a copy of 16-bit values."""
-    writers = [touch.one for touch in evidence.touches[tile] if touch.wrote]
+    writers = [touch.one for touch in evidence.writers(tile)]
     return bool(writers) and all(
         (one.lane == DMA_LANE or one.instruction.opcode == "tensor_copy")
         and len(one.instruction.operands) > 1

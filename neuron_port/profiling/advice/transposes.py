@@ -14,7 +14,7 @@ from neuron_port.profiling.advice.evidence import (
     location_of,
 )
 from neuron_port.profiling.words import time_text
-from neuron_port.simulator.memory import MemoryRegion
+from neuron_port.simulator.memory import Allocation, MemoryRegion
 from neuron_port.simulator.timing.timeline import DMA_LANE, Scheduled
 
 DMA_TRANSPOSE_EXTRA = 1 / 0.9 - 1  # a transposing DMA reaches 90 % of the rate (trainium2_arch.rst)
@@ -79,20 +79,11 @@ def transposed_after_load(evidence: Evidence) -> Iterator[Candidate]:
     """Tiles that come from HBM only to be transposed by TensorE: the DMA can transpose them on the way."""
     if evidence.target.generation < 3:  # DMA transposes since NeuronCore-v3 (trainium2_arch.rst)
         return
-    for place, members in evidence.lines(lambda one: one.instruction.opcode == "nc_transpose").items():
-        loads: dict[tuple[int, int], Scheduled] = {}
-        suited = []
-        for one in members:
-            tile = one.instruction.operands[1].allocation
-            writers = evidence.writers_before(tile, one)
-            only_transposed = all(is_transpose(touch.one) for touch in evidence.readers(tile))
-            if one.instruction.operands[1].dtype.itemsize != 2 or not writers or not only_transposed:
-                continue
-            if all(
-                writer.lane == DMA_LANE and not writer.instruction.operands[1].on_chip for writer in writers
-            ):
-                suited.append(one)
-                loads |= {key_of(writer): writer for writer in writers}
+    for place, members in evidence.lines(_is_plain_transpose).items():
+        tiles = {one.instruction.operands[1].allocation for one in members}
+        straight = {tile for tile in tiles if _is_loaded_to_be_transposed(evidence, tile)}
+        suited = [one for one in members if one.instruction.operands[1].allocation in straight]
+        loads = {key_of(touch.one): touch.one for tile in straight for touch in evidence.writers(tile)}
         if not suited:
             continue
         dropped = [*suited, *_evacuations(evidence, suited)]
@@ -110,10 +101,27 @@ def transposed_after_load(evidence: Evidence) -> Iterator[Candidate]:
         )
 
 
+def _is_plain_transpose(one: Scheduled) -> bool:
+    return one.instruction.opcode == "nc_transpose"
+
+
+def _is_loaded_to_be_transposed(evidence: Evidence, tile: Allocation) -> bool:
+    """Whether all of a 16-bit tile comes from HBM and every reader transposes it."""
+    writers = [touch.one for touch in evidence.writers(tile)]
+    return (
+        tile.dtype.itemsize == 2
+        and bool(writers)
+        and all(one.lane == DMA_LANE and not one.instruction.operands[1].on_chip for one in writers)
+        and all(is_transpose(touch.one) for touch in evidence.readers(tile))
+    )
+
+
 def transposed_product(evidence: Evidence) -> Iterator[Candidate]:
     """A product that is copied out of PSUM only to be transposed: with the factors swapped it comes out transposed."""
-    for place, members in evidence.lines(lambda one: one.instruction.opcode == "nc_transpose").items():
-        suited = [one for one in members if _is_plain_product(evidence, one)]
+    for place, members in evidence.lines(_is_plain_transpose).items():
+        tiles = {one.instruction.operands[1].allocation for one in members}
+        products = {tile for tile in tiles if _is_product_to_be_transposed(evidence, tile)}
+        suited = [one for one in members if one.instruction.operands[1].allocation in products]
         if not suited:
             continue
         dropped = [*suited, *_evacuations(evidence, suited)]
@@ -128,18 +136,16 @@ def transposed_product(evidence: Evidence) -> Iterator[Candidate]:
         )
 
 
-def _is_plain_product(evidence: Evidence, one: Scheduled) -> bool:
-    """Whether the tile that it transposes holds matmul results, copied and nothing else, and nobody else reads it."""
-    tile = one.instruction.operands[1].allocation
-    writers = evidence.writers_before(tile, one)
-    if not writers or not all(is_copy(writer) for writer in writers):
+def _is_product_to_be_transposed(evidence: Evidence, tile: Allocation) -> bool:
+    """Whether the tile holds matmul results, copied and nothing else, and every reader transposes it."""
+    writers = [touch.one for touch in evidence.writers(tile)]
+    if not writers or not all(is_copy(one) for one in writers):
         return False
     if not all(is_transpose(touch.one) for touch in evidence.readers(tile)):
         return False
-    sources = {writer.instruction.operands[1].allocation for writer in writers}
+    sources = {one.instruction.operands[1].allocation for one in writers}
     return all(
         touch.one.instruction.opcode.startswith("nc_matmul") and not is_transpose(touch.one)
         for source in sources
-        for touch in evidence.touches[source]
-        if touch.wrote
+        for touch in evidence.writers(source)
     )

@@ -39,10 +39,10 @@ def one_buffer(evidence: Evidence) -> Iterator[Candidate]:
         yield Candidate(
             rule="one-buffer",
             location=tile.location,
-            measured=f"{len(members)} instructions (line {', '.join(map(str, lines[:4]))}) wait until the former contents "
-            f"of `{tile.name}` are used up",
-            change=f"Allocate `{tile.name}` inside the loop, or take two in turn: {unit} per partition more, and the next "
-            "iteration begins while this one ends.",
+            measured=f"{len(members)} instructions (line {', '.join(map(str, lines[:4]))}) wait until the former "
+            f"contents of `{tile.name}` are used up",
+            change=f"Allocate `{tile.name}` inside the loop, or take two in turn: {unit} per partition more, and the "
+            "next iteration begins while this one ends.",
             source="nki/migration: hoisting an allocation out of a loop loses multi-buffering",
             effect=Change(own_copies=frozenset({tile})),
         )

@@ -1,8 +1,8 @@
 """What a change would gain: the same work with the change in it, scheduled again.
 
-Kernels of hundreds of thousands of instructions take seconds to schedule, so only the most promising changes of those
-are tried, and the others are estimated: what they save, as far as the critical path runs through it. Both are
-predictions; a change that would also allow a better order of the rest can gain more.
+Only changes that touch the critical path are tried: nothing else can gain. Kernels of hundreds of thousands of
+instructions take seconds to schedule, so of those only the most promising changes are tried, and the others are
+estimated by what they save on the critical path as it is.
 """
 
 from __future__ import annotations
@@ -21,18 +21,31 @@ from neuron_port.simulator.timing.state import Work
 from neuron_port.simulator.trace import NkiInstruction, engine
 
 NOTHING = Cost(occupied_ns=0.0, latency_ns=0.0, elements=0, on_chip_bytes=0, locks=())
-# Instructions that are scheduled for all what-ifs of a profile together: about ten seconds.
-MOST_INSTRUCTIONS = 300_000
+# Instructions that are scheduled for all what-ifs of a profile together: some seconds.
+MOST_INSTRUCTIONS = 150_000
 
 
-def gains_ns(evidence: Evidence, candidates: Sequence[Candidate]) -> list[float]:
-    """The device time that each candidate would gain."""
+def gains_ns(evidence: Evidence, candidates: Sequence[Candidate], least_ns: float) -> list[float]:
+    """The device time that each candidate would gain; what cannot gain `least_ns` is not looked at closely."""
     estimates = [_estimate(evidence, candidate.effect) for candidate in candidates]
     tries = MOST_INSTRUCTIONS // max(1, len(evidence.timeline.scheduled))
-    order = sorted(range(len(candidates)), key=lambda number: -estimates[number])
-    for number in order[:tries]:
+    promising = [
+        number
+        for number, candidate in enumerate(candidates)
+        if estimates[number] >= (least_ns if _is_bounded(candidate.effect) else 1e-9)
+    ]
+    promising.sort(key=lambda number: -estimates[number])
+    for number in promising[:tries]:
         estimates[number] = evidence.timeline.device_ns - device_ns(evidence, candidates[number].effect)
     return estimates
+
+
+def _is_bounded(change: Change) -> bool:
+    """Whether the estimate bounds the gain: an instruction gains no more than its own part of the critical path.
+
+    Not so for waits that go away: what was waited for overlaps then, whatever it was.
+    """
+    return not change.own_copies and change.memory_factor == 1
 
 
 def device_ns(evidence: Evidence, change: Change) -> float:

@@ -20,8 +20,7 @@ let view = { from: 0, to: data.device_ns };
 let hovered = -1, chosen = -1, place = -1;
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const timeText = (ns, step = 0) => {
-  const size = Math.max(Math.abs(ns), step);
+const timeText = (ns, step = 0, size = Math.max(Math.abs(ns), step)) => {
   const [unit, scale] = size < 2e3 ? ["ns", 1] : size < 2e6 ? ["µs", 1e3] : ["ms", 1e6];
   const digits = step ? Math.max(0, -Math.floor(Math.log10(step / scale) + 1e-9)) : size < 2e3 ? 0 : 2;
   return `${(ns / scale).toFixed(digits)} ${unit}`;
@@ -71,15 +70,13 @@ function drawAxis(pen, width, height) {
     pen.strokeStyle = style("--line");
     pen.beginPath(); pen.moveTo(at, TOP - 5); pen.lineTo(at, height); pen.stroke();
     pen.fillStyle = style("--quiet");
-    if (at > LEFT + 14 && at < width - 20) pen.fillText(timeText(tick, step), at, 10);
+    if (at > LEFT + 14 && at < width - 20) pen.fillText(timeText(tick, step, view.to), at, 10);
   }
 }
 
 function drawTrack(pen, track, top, height, width) {
-  // Bars narrower than a pixel add up: a column's strength says how busy the lane was there.
-  const filled = new Float32Array(Math.ceil(width) + 2);
-  const longest = new Float32Array(filled.length);
-  const colour = new Int16Array(filled.length).fill(-1);
+  // Bars narrower than a pixel add up: each column shows how busy the lane was there, by opcode.
+  const kinds = opcodes.length, filled = new Float32Array((Math.ceil(width) + 2) * kinds);
   const list = track.rows;
   for (let number = firstEndingAfter(list, view.from); number < list.length; number++) {
     const row = list[number];
@@ -88,9 +85,7 @@ function drawTrack(pen, track, top, height, width) {
     const isOff = place >= 0 && rows.place[row] !== place;
     if (right - left < 1.2) {
       if (isOff) continue;
-      const column = Math.floor(left), size = Math.max(right - left, 0.02);
-      filled[column] += size;
-      if (size > longest[column]) { longest[column] = size; colour[column] = rows.opcode[row]; }
+      filled[Math.floor(left) * kinds + rows.opcode[row]] += right - left;
       continue;
     }
     pen.globalAlpha = isOff ? 0.15 : rows.count[row] > 1 ? 0.45 + 0.55 * rows.busy[row] / (rows.free[row] - rows.start[row]) : 1;
@@ -104,11 +99,17 @@ function drawTrack(pen, track, top, height, width) {
       pen.fillText(name, left + 5, top + height / 2 + 1);
     }
   }
-  for (let column = 0; column < filled.length; column++) {
-    if (colour[column] < 0) continue;
-    pen.globalAlpha = Math.min(1, 0.25 + 0.75 * filled[column]);
-    pen.fillStyle = opcodes[colour[column]][1];
-    pen.fillRect(column, top, 1, height);
+  pen.globalAlpha = 1;
+  for (let column = LEFT; column < width; column++) {
+    let from = top + height;
+    for (let kind = 0; kind < kinds; kind++) {
+      const share = filled[column * kinds + kind];
+      if (share <= 0) continue;
+      const size = Math.max(0.7, share * height);
+      pen.fillStyle = opcodes[kind][1];
+      pen.fillRect(column, Math.max(top, from - size), 1, Math.min(size, from - top));
+      from = Math.max(top, from - size);
+    }
   }
   pen.globalAlpha = 1;
 }

@@ -172,9 +172,7 @@ def all_to_all_exchanged(arrays: Arrays) -> Arrays:
 def permuted(members: Sequence[int], pairs: Sequence[tuple[int, int]]) -> Callable[[Arrays], Any]:
     """The target of each pair of ranks gets the source's array, the others nothing."""
     source_of = {target: members.index(source) for source, target in pairs}
-    return lambda arrays: [
-        arrays[source_of[rank]] if rank in source_of else None for rank in members
-    ]
+    return lambda arrays: [arrays[source_of[rank]] if rank in source_of else None for rank in members]
 
 
 def passed_around(arrays: Arrays) -> Arrays:

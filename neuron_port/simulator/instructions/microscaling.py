@@ -68,13 +68,19 @@ DECODED = {
 
 
 def unpacked(bits: np.ndarray, dtype: DType) -> np.ndarray:
-    """The float32 values [*, 4] of packed elements [*]; the first is in the lowest bits."""
-    bits = np.ascontiguousarray(bits)
+    """The float32 values [P, 4, N] of packed elements [P, N]; the first of the four is in the lowest bits."""
+    values = np.empty((bits.shape[0], GROUP_ELEMENTS, bits.shape[1]), FLOAT32)
+    table = DECODED[dtype]
     if dtype is float4_e2m1fn_x4:
-        codes = (bits[..., None] >> np.arange(0, 16, 4, dtype=np.uint16)) & np.uint16(15)
+        for position in range(GROUP_ELEMENTS):
+            np.take(
+                table, (bits >> np.uint16(4 * position)) & np.uint16(15), out=values[:, position], mode="clip"
+            )
     else:
-        codes = bits.view(np.uint8).reshape(*bits.shape, 4)
-    return DECODED[dtype][codes]
+        codes = np.ascontiguousarray(bits).view(np.uint8).reshape(*bits.shape, GROUP_ELEMENTS)
+        for position in range(GROUP_ELEMENTS):
+            np.take(table, codes[..., position], out=values[:, position], mode="clip")
+    return values
 
 
 def packed(values: np.ndarray, dtype: DType) -> np.ndarray:
@@ -128,8 +134,9 @@ def quantize_mx(
     codes = _scale_codes(values, ELEMENTS[dst.dtype][1])
     if (codes == SCALE_NAN).any():
         current_run().warn(f"quantize_mx: src {src!r} contains NaN or infinity; their groups become NaN")
-    scaled = np.ldexp(values, SCALE_BIAS - codes.astype(np.int32)[:, None, :, None])
-    scaled[np.broadcast_to((codes == SCALE_NAN)[:, None, :, None], scaled.shape)] = np.nan
+    exponents = SCALE_BIAS - codes.astype(np.int32)
+    factors = np.ldexp(np.where(codes == SCALE_NAN, np.nan, 1.0).astype(FLOAT32), exponents)
+    scaled = values * factors[:, None, :, None]  # exact: float32 times a power of two
     write_raw(dst, packed(scaled.reshape(partitions, columns, GROUP_ELEMENTS), dst.dtype))
     for quadrant, row in enumerate(rows):
         first = quadrant * SCALES_PER_QUADRANT
@@ -140,7 +147,10 @@ def quantize_mx(
 
 def _scale_codes(values: np.ndarray, largest_exponent: int) -> np.ndarray:
     """The scale bytes [groups, columns] of values [groups, 8, columns, 4]."""
-    magnitude = np.abs(values).max(axis=(1, 3))
+    by_column = np.abs(values).max(axis=1)  # [groups, columns, 4]: first the axis that is long in memory
+    magnitude = np.maximum(
+        np.maximum(by_column[..., 0], by_column[..., 1]), np.maximum(by_column[..., 2], by_column[..., 3])
+    )
     finite = np.isfinite(magnitude)
     exponent = np.frexp(np.where(finite, magnitude, 1.0))[1] - 1  # floor(log2), exact
     codes = np.clip(exponent - (largest_exponent - 1) + SCALE_BIAS, 0, SCALE_NAN - 1)
@@ -314,7 +324,7 @@ def _dequantized(tile: NkiTensor, rows: tuple[NkiTensor, ...], label: str) -> np
     """The float32 matrix [4 P, columns] that packed elements [P, columns] and their scales mean."""
     partitions = tile.shape[0]
     values = unpacked(tile.array.reshape(partitions, -1), tile.dtype)
-    columns = values.shape[1]
+    columns = values.shape[2]
     factors = np.empty((partitions // GROUP_PARTITIONS, columns), FLOAT32)
     for quadrant, row in enumerate(rows):
         require_written("nc_matmul_mx", label, row, deciding=True)
@@ -322,10 +332,6 @@ def _dequantized(tile: NkiTensor, rows: tuple[NkiTensor, ...], label: str) -> np
         if row.dtype is uint8:
             scales = np.ascontiguousarray(scales).view(ml_dtypes.float8_e8m0fnu).astype(FLOAT32)
         factors[quadrant * SCALES_PER_QUADRANT : (quadrant + 1) * SCALES_PER_QUADRANT] = scales
-    matrix = np.empty((partitions, GROUP_ELEMENTS, columns), FLOAT32)
-    np.multiply(
-        values.transpose(0, 2, 1),
-        np.repeat(factors, GROUP_PARTITIONS, axis=0)[:, None, :],
-        out=matrix,
-    )
-    return matrix.reshape(partitions * GROUP_ELEMENTS, columns)
+    groups = values.reshape(-1, GROUP_PARTITIONS, GROUP_ELEMENTS, columns)
+    groups *= factors[:, None, None, :]
+    return values.reshape(partitions * GROUP_ELEMENTS, columns)

@@ -6,7 +6,6 @@ device; and torch tensors go in and come out as torch tensors.
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from neuron_port.simulator import dtypes
-from neuron_port.simulator.errors import SimulatorError, UnsupportedError
+from neuron_port.simulator.errors import SimulatorError
 
 TARGET_VARIABLE = "NEURON_PLATFORM_TARGET_OVERRIDE"
 # torch dtypes that numpy lacks travel as integers of the same width.
@@ -39,33 +38,21 @@ def simulate(kernel: Callable[..., Any], *, target: Any = None) -> Callable[...,
         from neuron_port.simulator.runner import call_kernel
 
         torch_used = any(_is_torch(value) for value in (*arrays, *attributes.values()))
-        inputs = {name: InPlace(value) for name, value in _by_name(kernel, arrays, attributes).items()}
+        inputs = [InPlace(value) for value in arrays]
+        keywords = {name: InPlace(value) for name, value in attributes.items()}
         chosen = target or os.environ.get(TARGET_VARIABLE, "trn2")
-        # By run_ranks, because a kernel's own arguments may be called `target` or `lnc`.
-        run = run_ranks(kernel, [{name: one.argument for name, one in inputs.items()}], target=chosen)[0]
-        for one in inputs.values():
+        run = call_kernel(
+            kernel,
+            [one.argument for one in inputs],
+            {name: one.argument for name, one in keywords.items()},
+            target=chosen,
+        )
+        for one in (*inputs, *keywords.values()):
             one.write_back()
         outputs = tuple(_as_torch(array) if torch_used else array for array in run.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     return simulated
-
-
-def _by_name(
-    kernel: Callable[..., Any], arrays: tuple[Any, ...], attributes: dict[str, Any]
-) -> dict[str, Any]:
-    """All arguments of the call by the names of the kernel's parameters."""
-    bound = inspect.signature(getattr(kernel, "function", kernel)).bind(*arrays, **attributes)
-    named: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            named |= value
-        elif kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
-            raise UnsupportedError(f"argument `{name}` of a kernel has no name to pass it by")
-        else:
-            named[name] = value
-    return named
 
 
 class InPlace:

@@ -51,26 +51,21 @@ from neuron_port.simulator.nki.loops import (
     while_loop,
 )
 from neuron_port.simulator.nki.mathematics import (
-    all,
     broadcast_to,
     expand_dims,
     gather_flattened,
     load,
     load_transpose2d,
     matmul,
-    max,
-    mean,
-    min,
     negative,
-    prod,
     rms_norm,
     softmax,
     store,
-    sum,
     transpose,
-    var,
     where,
 )
+from neuron_port.simulator.nki.objects import NKIObject
+from neuron_port.simulator.nki.reductions import all, max, mean, min, prod, sum, var
 from neuron_port.simulator.nki.sampling import dropout, rand, random_seed
 from neuron_port.simulator.tensor import DynamicSlice as _DynamicSlice
 from neuron_port.simulator.tensor import NkiTensor
@@ -79,10 +74,6 @@ sbuf, psum = MemoryRegion.sbuf, MemoryRegion.psum
 private_hbm, shared_hbm = MemoryRegion.private_hbm, MemoryRegion.shared_hbm
 hbm = private_hbm
 _ON_CHIP = (sbuf, psum)
-
-
-class NKIObject:
-    """Base class of the records that a kernel may define."""
 
 
 class _TileSize(NKIObject):

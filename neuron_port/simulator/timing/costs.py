@@ -114,12 +114,11 @@ class CostModel:
     def _elementwise(
         self, instruction: NkiInstruction, cycles: float, clock_ghz: float, fixed: int, latency: int
     ) -> Time:
-        cycles = max(cycles, self.costs.minimum_cycles)
         if instruction.opcode in READS_ACCUMULATOR and instruction.writes > 1:
             cycles += self.costs.read_accumulator_cycles
         if instruction.attributes.get("dynamic"):
             cycles = max(cycles, self.costs.dynamic_address_cycles)
-        return (cycles + fixed) / clock_ghz, (cycles + latency) / clock_ghz
+        return max(cycles + fixed, self.costs.minimum_cycles) / clock_ghz, (cycles + latency) / clock_ghz
 
     def _gpsimd(self, instruction: NkiInstruction) -> Time:
         cycles = self.costs.gpsimd_start_cycles + gpsimd_cycles(instruction)

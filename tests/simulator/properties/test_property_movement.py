@@ -78,6 +78,27 @@ def test_dma_copy_reads_and_writes_views_of_hbm(case: Any, from_view: bool) -> N
     np.testing.assert_array_equal(got.astype(np.float64), expected)
 
 
+@covers("dma_copy")
+@given(transfers(), st.booleans())
+@properties
+def test_dma_copy_loads_inputs_of_any_dtype(case: Any, large: bool) -> None:
+    """A whole tile filled from an input, small or large, holds its values as the tile's dtype has them."""
+    dst, source = case
+    shape = (*source.layout.shape, 64) if large else source.layout.shape
+    values = make_values(shape, source.dtype, 7)
+
+    def kernel(data: Any) -> Any:
+        tile = nl.ndarray(shape, getattr(nl, dst.dtype), nl.sbuf)
+        nisa.dma_copy(tile, data)
+        out = nl.ndarray(shape, tile.dtype, nl.shared_hbm)
+        nisa.dma_copy(out, tile)
+        return out
+
+    got = run_kernel(kernel, values.astype(NUMPY[source.dtype])).outputs[0].astype(np.float64)
+    through = values if source.dtype == dst.dtype else float32(values)
+    np.testing.assert_array_equal(got, rounded(through, dst.dtype))
+
+
 @st.composite
 def row_moves(draw: Any) -> Any:
     """A table [R, N], row indices [P, 1] of which some may lie outside, and rows [P, N]."""
