@@ -50,10 +50,14 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkout", type=Path, help="path of a checkout of aws-neuron/nki-library")
     parser.add_argument("--jobs", type=int, default=1, help="test files that run at the same time")
-    parser.add_argument("--select", default="", help="only test files whose path contains one of these, by comma")
+    parser.add_argument(
+        "--select", default="", help="only test files whose path contains one of these, by comma"
+    )
     parser.add_argument("--keyword", default="", help="only tests that pytest -k selects")
     parser.add_argument("--platform", default="trn2", help="trn2 (default) or trn3")
     parser.add_argument("--large", action="store_true", help="also tests that the suite skips as large")

@@ -86,7 +86,13 @@ def _examples() -> list[Example]:
     integers = np.arange(60, dtype=np.int8).reshape(5, 12)
     return [
         *(
-            Example(file=matmul, kernel=f"nki_matmul_{name}_", inputs=(left, right), expected=_product, relative=4e-3)
+            Example(
+                file=matmul,
+                kernel=f"nki_matmul_{name}_",
+                inputs=(left, right),
+                expected=_product,
+                relative=4e-3,
+            )
             for name in ("tiled", "hoist_load", "block_free_dimension", "fully_optimized")
         ),
         Example(
@@ -202,7 +208,9 @@ def run(example: Example, folder: Path) -> tuple[bool, str]:
 
 def main() -> None:
     """Run every example and print a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkout", type=Path, help="path of a checkout of aws-neuron/aws-neuron-sdk")
     folder = parser.parse_args().checkout / "nki/examples"
     good = 0

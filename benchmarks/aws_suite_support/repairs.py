@@ -8,6 +8,7 @@ sets. Each edit is skipped where it does not apply, so that later snapshots run 
 from __future__ import annotations
 
 import ast
+import itertools
 import shutil
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def _duplicated_docstring_tail(folder: Path) -> str:
     if _parses("".join(lines)):
         return ""
     ends = [number for number, line in enumerate(lines) if line.strip() == '"""']
-    for first, second in zip(ends, ends[1:]):
+    for first, second in itertools.pairwise(ends):
         repaired = "".join(lines[: first + 1] + lines[second + 1 :])
         if _parses(repaired):
             path.write_text(repaired)
@@ -59,7 +60,9 @@ def _moved_module(folder: Path) -> str:
     if (folder / _SOURCE / "experimental/subkernels/topk_reduce.py").exists() or not path.exists():
         return ""
     text = path.read_text()
-    path.write_text(text.replace("experimental.subkernels.topk_reduce", "experimental.collectives.topk_reduce"))
+    path.write_text(
+        text.replace("experimental.subkernels.topk_reduce", "experimental.collectives.topk_reduce")
+    )
     return "test_topk_reduce.py: topk_reduce is imported from experimental.collectives"
 
 

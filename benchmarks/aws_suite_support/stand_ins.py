@@ -23,7 +23,14 @@ from neuron_port.simulator.loader import MODULES
 from neuron_port.simulator.nki.host import InPlace
 from neuron_port.simulator.runner import HbmArray, run_ranks
 
-PACKED_NAMES = ("float8_e4m3fn_x4", "float8_e5m2_x4", "float4_e2m1fn_x4")
+# Half a unit in the last place. Sums of float32 lose some bits more than float32 itself has.
+ROUNDOFF = {
+    dtypes.float32: 2.0**-18,
+    dtypes.float16: 2.0**-11,
+    dtypes.bfloat16: 2.0**-9,
+    dtypes.tfloat32: 2.0**-11,
+}
+ROUNDOFF |= dict.fromkeys([*dtypes.FLOAT8, *(dtype for dtype in dtypes.ALL if dtype.is_packed)], 2.0**-4)
 # Packed dtypes are numpy records of one field, so that their name travels with the array.
 PACKED = {
     "float8_e4m3fn_x4": np.dtype([("float8_e4m3fn_x4", np.uint32)]),
@@ -44,15 +51,19 @@ class Calls:
 
     count: int = 0
     seconds: float = 0.0
-    processor_seconds: float = 0.0  # of all threads; equal to `seconds` on an idle machine with one BLAS thread
+    processor_seconds: float = (
+        0.0  # of all threads; equal to `seconds` on an idle machine with one BLAS thread
+    )
     instructions: int = 0
     warnings: list[str] = field(default_factory=list)
+    roundoff: float = 0.0  # unit roundoff of the narrowest float that a kernel held anything in
 
     def reset(self) -> None:
         """Forget the previous test."""
         self.count = self.instructions = 0
         self.seconds = self.processor_seconds = 0.0
         self.warnings = []
+        self.roundoff = 0.0
 
 
 CALLS = Calls()
@@ -65,28 +76,33 @@ def cpu_simulate(kernel: Callable[..., Any]) -> Any:
 
 class _Launch:
     def __init__(self, kernel: Callable[..., Any]) -> None:
-        import nki
-
-        self.kernel = kernel if isinstance(kernel, nki.Kernel) else nki.jit(kernel)
+        self.kernel = kernel
 
     def __getitem__(self, lnc: int) -> Callable[..., Any]:
-        return lambda **inputs: _simulate(self.kernel[lnc], inputs)
+        return lambda **inputs: simulate_ranks(self.kernel, [inputs], lnc)[0]
 
 
-def _simulate(kernel: Any, inputs: dict[str, Any]) -> list[Any]:
+def simulate_ranks(kernel: Callable[..., Any], inputs: list[dict[str, Any]], lnc: int) -> list[list[Any]]:
+    """The outputs of each rank; `inputs` has the arguments of each."""
+    import nki
+
+    jitted = kernel if isinstance(kernel, nki.Kernel) else nki.jit(kernel)
     started, processor_started = time.perf_counter(), time.process_time()
     CALLS.count += 1
     try:
-        given = {name: _as_argument(value) for name, value in inputs.items()}
-        # By run_ranks, because a kernel's own arguments may be called `lnc` or `target`.
-        arguments = {name: one.argument for name, one in given.items()}
-        run = run_ranks(kernel, [arguments], target=os.environ["NKI_NC_VERSION"])[0]
-        outputs = [_packed(output, held) for output, held in zip(run.outputs, run.hbm_outputs, strict=True)]
-        for one in given.values():
-            one.write_back()
-        CALLS.instructions += sum(len(trace) for trace in run.traces)
-        CALLS.warnings += run.warnings
-        return outputs
+        given = [{name: _as_argument(value) for name, value in one.items()} for one in inputs]
+        # By run_ranks also for one rank, because a kernel's own arguments may be called `lnc` or `target`.
+        arguments = [{name: one.argument for name, one in each.items()} for each in given]
+        runs = run_ranks(jitted[lnc], arguments, target=os.environ["NKI_NC_VERSION"])
+        for each in given:
+            for one in each.values():
+                one.write_back()
+        for run in runs:
+            CALLS.instructions += sum(len(trace) for trace in run.traces)
+            CALLS.warnings += run.warnings
+            held = {allocation.dtype for trace in run.traces for allocation in trace.allocations}
+            CALLS.roundoff = max([CALLS.roundoff, *(ROUNDOFF.get(dtype, 0.0) for dtype in held)])
+        return [[_packed(*pair) for pair in zip(run.outputs, run.hbm_outputs, strict=True)] for run in runs]
     finally:
         CALLS.seconds += time.perf_counter() - started
         CALLS.processor_seconds += time.process_time() - processor_started

@@ -22,7 +22,9 @@ class Variant:
     published_ms: float
     kernel: Callable[..., Any]
     shapes: Sequence[tuple[tuple[int, ...], Any]]  # of the inputs: shape, dtype; as large as is run here
-    repeats: float = 1.0  # the published problem is this many times the one that is run: it only repeats the same work
+    repeats: float = (
+        1.0  # the published problem is this many times the one that is run: it only repeats the same work
+    )
     busy_ms: dict[str, float] | None = None  # published active time by engine
     hbm_bytes: float | None = None  # published bytes read and written
 
@@ -44,6 +46,6 @@ class Family:
 
 def families() -> list[Family]:
     """All families."""
-    from benchmarks.published_variants import attention, conv1d, gemm, mamba, nkibench, sd_attention
+    from published_variants import attention, conv1d, gemm, mamba, nkibench, sd_attention
 
     return [module.FAMILY for module in (gemm, attention, sd_attention, mamba, conv1d, nkibench)]

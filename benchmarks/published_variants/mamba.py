@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.published_variants import Family, Variant
-from benchmarks.published_variants.tiles import BANK, P, hbm, load, psum, sbuf, vector_copy, zeros
 from neuron_port.simulator.nki import isa as nisa
 from neuron_port.simulator.nki import language as nl
+from published_variants import Family, Variant
+from published_variants.tiles import BANK, P, hbm, load, psum, sbuf, vector_copy, zeros
 
 
 def _ones() -> Any:
@@ -89,7 +89,15 @@ def channels_outside(delta: Any, u: Any, A: Any, B: Any, C: Any, *, A_at_once: b
 
 
 def chunked(
-    delta: Any, u: Any, A: Any, B: Any, C: Any, *, pairs: bool = False, explicit: bool = True, sliced: bool = False
+    delta: Any,
+    u: Any,
+    A: Any,
+    B: Any,
+    C: Any,
+    *,
+    pairs: bool = False,
+    explicit: bool = True,
+    sliced: bool = False,
 ) -> Any:
     """The sequence in chunks of a PSUM bank, the sum over states in PSUM.
 

@@ -48,7 +48,14 @@ def scalar_copy(source: Any, dtype: Any = None) -> Any:
 
 
 def vector_copy(source: Any, dtype: Any = None) -> Any:
-    """A copy by VectorE: nisa.tensor_copy."""
+    """A copy that names VectorE."""
+    tile = nl.ndarray(source.shape, dtype or source.dtype, nl.sbuf)
+    nisa.tensor_copy(tile, source, engine=nisa.engine.vector)
+    return tile
+
+
+def copy(source: Any, dtype: Any = None) -> Any:
+    """A copy that leaves the engine to the compiler."""
     tile = nl.ndarray(source.shape, dtype or source.dtype, nl.sbuf)
     nisa.tensor_copy(tile, source)
     return tile

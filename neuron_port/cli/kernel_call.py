@@ -6,13 +6,15 @@ own, ends as one sentence with the kernel's file and line.
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from threadpoolctl import threadpool_limits
@@ -22,6 +24,7 @@ from neuron_port.errors import NeuronPortError, UsageError
 from neuron_port.simulator import HbmArray, KernelRun, SimulatorError, load_kernel, run_kernel, to_hbm
 from neuron_port.simulator.errors import PACKAGE
 from neuron_port.simulator.limits import Limits
+from neuron_port.simulator.loader import MODULES, PLAIN_MODULES
 
 GIB = 1024**3
 
@@ -72,7 +75,7 @@ def prepare(
     """
     path, name = split_place(kernel)
     with failures_named(name):
-        function = load_kernel(path, name)
+        function = load_kernel(path, name, imports=_imports(path))
     plain = getattr(function, "function", function)
     arrays = read_inputs(inputs, seed)
     chosen = read_settings(settings, getattr(plain, "__globals__", {}))
@@ -98,6 +101,23 @@ def prepare(
     )
 
 
+def _imports(path: Path) -> Literal["recipe", "any"]:
+    """How to load the file: by itself if nki and a few standard modules are all it imports, else as its package's module.
+
+    The first leaves the process as it was; the second makes the simulator the process's `nki`.
+    """
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] if node.level == 0 else ["."]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        if any(name not in MODULES and name.partition(".")[0] not in PLAIN_MODULES for name in names):
+            return "any"
+    return "recipe"
+
+
 def split_place(text: str) -> tuple[Path, str]:
     """The file and the function of FILE:FUNCTION.
 
@@ -120,11 +140,11 @@ def execute(call: KernelCall, *, quiet: bool, with_traceback: bool) -> tuple[Ker
         KernelError: the kernel is refused or fails.
         KernelInterruptedError: Ctrl-C.
     """
-    if not quiet:
-        click.echo(f"{call.name}: simulating on {call.target} ...", err=True)
     started = time.monotonic()
     # A tile's product takes a few hundred microseconds: threads cost it more than they give.
     with failures_named(call.name, with_traceback), threadpool_limits(limits=1, user_api="blas"):
+        if not quiet:
+            click.echo(f"{call.name}: simulating on {call.target} ...", err=True)
         run = run_kernel(
             call.function, target=call.target, lnc=call.lnc, limits=call.limits, **call.arguments
         )
@@ -132,17 +152,33 @@ def execute(call: KernelCall, *, quiet: bool, with_traceback: bool) -> tuple[Ker
 
 
 @contextlib.contextmanager
-def failures_named(name: str, with_traceback: bool = False) -> Iterator[None]:
-    """Turn whatever a kernel raises into one sentence that names its line.
+def interruptible(name: str) -> Iterator[None]:
+    """Ctrl-C ends the command with one sentence.
 
     Raises:
-        KernelError: instead of any exception of the kernel or of the simulator.
+        KernelInterruptedError: instead of KeyboardInterrupt.
     """
     try:
         yield
     except KeyboardInterrupt as error:
         raise KernelInterruptedError(
-            f"Interrupted while `{name}` ran", hint="Nothing was written."
+            f"Interrupted while `{name}` ran", hint="What was not finished is not written."
+        ) from error
+
+
+@contextlib.contextmanager
+def failures_named(name: str, with_traceback: bool = False) -> Iterator[None]:
+    """Turn whatever a kernel raises into one sentence that names its line; what it prints goes to stderr.
+
+    Raises:
+        KernelError: instead of any exception of the kernel or of the simulator.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except KeyboardInterrupt as error:
+        raise KernelInterruptedError(
+            f"Interrupted while `{name}` ran", hint="What was not finished is not written."
         ) from error
     except NeuronPortError:
         raise

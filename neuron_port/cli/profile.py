@@ -38,14 +38,14 @@ def profile(
     \b
     neuron-port profile kernel.py:rms_norm -i x=4096x4096:bfloat16 -i gamma=4096:bfloat16 -s eps=1e-6
     """
-    from neuron_port.cli.kernel_call import execute, failures_named, prepare
+    from neuron_port.cli.kernel_call import execute, interruptible, prepare
     from neuron_port.profiling.profile import make_profile
     from neuron_port.profiling.summary import profile_facts, profile_text
     from neuron_port.simulator.timing import predict
 
     call = prepare(**options)
     run, seconds = execute(call, quiet=quiet, with_traceback=with_traceback)
-    with failures_named(call.name, with_traceback):
+    with interruptible(call.name):
         _say(
             quiet,
             f"{call.name}: {sum(map(len, run.traces)):,} instructions in {seconds:.2f} s; predicting ...",

@@ -18,7 +18,7 @@ from neuron_port.cli.kernel_options import kernel_options
 
 if TYPE_CHECKING:
     from neuron_port.cli.kernel_call import KernelCall
-    from neuron_port.cli.kernel_reference import OutputVerdict
+    from neuron_port.cli.kernel_verdict import OutputVerdict
     from neuron_port.simulator import KernelRun
 
 SHOWN_TILES = 4
@@ -57,7 +57,7 @@ def simulate(
     verdicts: list[OutputVerdict] = []
     left_out: list[str] = []
     if comparing is not None:
-        from neuron_port.cli.kernel_reference import judge
+        from neuron_port.cli.kernel_verdict import judge
 
         checked, limits = comparing
         given = {one.name: one.array for one in call.inputs} | call.settings
@@ -80,7 +80,8 @@ def simulate(
 
 def _reference(reference: str | None, tolerance: str | None) -> tuple[Any, tuple[float, float] | None]:
     """The reference and the tolerance, read before the kernel runs: a mistake in them must not cost a run."""
-    from neuron_port.cli.kernel_reference import Reference, parse_tolerance
+    from neuron_port.cli.kernel_reference import Reference
+    from neuron_port.cli.kernel_verdict import parse_tolerance
 
     limits = parse_tolerance(tolerance)
     if reference is None:
@@ -184,8 +185,8 @@ def _write(path: Path, run: KernelRun, changed: dict[str, Any]) -> None:
     """The outputs as `output_0`, ..., and changed inputs by their names, in one file that appears when it is whole."""
     import numpy as np
 
-    aside = path.with_name(path.name + ".partial")
+    from neuron_port.profiling.files import written_whole
+
     arrays = {f"output_{number}": array for number, array in enumerate(run.outputs)} | changed
-    with aside.open("wb") as file:
+    with written_whole(path) as aside, aside.open("wb") as file:
         np.savez(file, **arrays)
-    aside.replace(path)

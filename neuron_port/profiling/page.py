@@ -18,6 +18,7 @@ from pathlib import Path
 
 from neuron_port.profiling.by_line import LineUse
 from neuron_port.profiling.colours import colours_of
+from neuron_port.profiling.files import written_whole
 from neuron_port.profiling.page_data import page_data
 from neuron_port.profiling.picture import headline
 from neuron_port.profiling.profile import Profile
@@ -38,9 +39,8 @@ SHOWN_LINES = 25
 
 def write_page(profile: Profile, path: Path) -> None:
     """Write the page to `path`, wholly or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(render(profile), encoding="utf-8")
-    aside.replace(path)
+    with written_whole(path) as aside:
+        aside.write_text(render(profile), encoding="utf-8")
 
 
 def render(profile: Profile) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_port.profiling.by_line import critical_times
+from neuron_port.profiling.files import written_whole
 from neuron_port.profiling.profile import Profile
 from neuron_port.profiling.words import LANE_NAMES, attributes_text, cause_text, operands_text
 from neuron_port.simulator.timing.timeline import COMPUTE_LANES, DMA_LANE, Scheduled
@@ -41,8 +42,7 @@ def dma_tracks(transfers: list[Scheduled]) -> dict[tuple[int, int], int]:
 
 def write_perfetto(profile: Profile, path: Path) -> None:
     """Write the trace to `path`, wholly or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
+    with written_whole(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit": "ns", "otherData": ')
         json.dump(_facts(profile), file)
         file.write(', "traceEvents": [\n')
@@ -50,7 +50,6 @@ def write_perfetto(profile: Profile, path: Path) -> None:
             file.write(",\n" if number else "")
             json.dump(event, file, ensure_ascii=False, separators=(",", ":"))
         file.write("\n]}\n")
-    aside.replace(path)
 
 
 def _facts(profile: Profile) -> dict[str, str]:

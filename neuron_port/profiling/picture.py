@@ -14,6 +14,7 @@ import numpy as np
 
 from neuron_port.profiling.by_line import LineUse, critical_times
 from neuron_port.profiling.colours import colours_of
+from neuron_port.profiling.files import written_whole
 from neuron_port.profiling.profile import Profile
 from neuron_port.profiling.words import LANE_NAMES, bytes_text, roofs, share_text, time_text
 from neuron_port.simulator.timing.timeline import LANES, Scheduled, Timeline
@@ -44,9 +45,8 @@ def write_picture(profile: Profile, path: Path) -> None:
     _draw_lanes(figure.add_subplot(grid[0, :]), timeline)
     _draw_lines(figure.add_subplot(grid[1, 0]), profile)
     _draw_roofline(figure.add_subplot(grid[1, 1]), timeline)
-    aside = path.with_name(path.name + ".partial")
-    figure.savefig(aside, dpi=130, format="png", metadata={"Software": None})
-    aside.replace(path)
+    with written_whole(path) as aside:
+        figure.savefig(aside, dpi=130, format="png", metadata={"Software": None})
 
 
 def _heading(figure: Any, profile: Profile) -> None:

@@ -16,8 +16,8 @@ from neuron_port.simulator.errors import (
     UnsupportedError,
     UnwrittenReadError,
 )
-from neuron_port.simulator.loader import install_as_nki, load_kernel, load_kernel_source
 from neuron_port.simulator.limits import Limits
+from neuron_port.simulator.loader import install_as_nki, load_kernel, load_kernel_source
 from neuron_port.simulator.runner import HbmArray, KernelRun, run_kernel, run_ranks, simulate, to_hbm
 from neuron_port.simulator.target import TARGETS, Target
 from neuron_port.simulator.trace import NkiInstruction, Trace

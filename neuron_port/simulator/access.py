@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from neuron_port.simulator import dtypes
 from neuron_port.simulator.bits import bit_view
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError
-from neuron_port.simulator.tensor import NkiTensor
+from neuron_port.simulator.tensor import NkiTensor, Shape
 
 
 def access_pattern(
@@ -43,7 +46,44 @@ def access_pattern(
         if base is not tensor:
             base = tensor.view(base.dtype)  # the index counts rows of the tensor as given, in the new dtype
         return indirect_pattern(base, strides, counts, begin, scalar_offset, vector_offset, indirect_dim)
-    return static_pattern(base, strides, counts, begin)
+    try:
+        return static_pattern(base, strides, counts, begin)
+    except OutOfBoundsError as error:
+        return UnusableTensor(base, counts, error)
+
+
+class UnusableTensor(NkiTensor):
+    """A pattern that leaves its tensor: kernels may make one behind a guard, but no instruction takes it."""
+
+    __slots__ = ("counts", "error")
+
+    def __init__(self, base: NkiTensor, counts: Sequence[int], error: OutOfBoundsError) -> None:
+        self.storage = base.storage
+        self.dtype = base.dtype
+        self.start = 0
+        self.offset_bytes = 0
+        self.counts = tuple(counts)
+        self.error = error
+
+    @property
+    def array(self) -> np.ndarray:  # type: ignore[override]
+        """There is none: raises what the pattern did wrong, at the line that made it."""
+        raise self.error
+
+    @property
+    def shape(self) -> Shape:
+        """Counts of the pattern."""
+        return Shape(self.counts)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.counts)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.counts)
 
 
 def whole(tensor: NkiTensor) -> NkiTensor:
@@ -83,4 +123,25 @@ def static_pattern(tensor: NkiTensor, strides: Sequence[int], counts: Sequence[i
         raise OutOfBoundsError(
             f"ap: pattern {pattern} at offset {begin} leaves {tensor!r} ({elements} elements)"
         )
-    return bit_view(storage, tensor.dtype, counts, strides, begin, start)
+    view = bit_view(storage, tensor.dtype, counts, strides, begin, start)
+    if view.__class__ is NkiTensor and repeats_elements(strides, counts):
+        view.array.flags.writeable = False  # what such a write leaves depends on its order
+    return view
+
+
+def repeats_elements(strides: Sequence[int], counts: Sequence[int]) -> bool:
+    """Whether two indices of a pattern address the same element."""
+    steps = sorted((stride, count) for stride, count in zip(strides, counts, strict=True) if count > 1)
+    reach = 0
+    nested = True  # each step leads beyond what the finer ones cover
+    for stride, count in steps:
+        nested = nested and stride > reach
+        reach += stride * (count - 1)
+    if nested:
+        return False
+    if math.prod(counts) > reach + 1:
+        return True
+    offsets = {0}
+    for stride, count in steps:
+        offsets = {offset + stride * index for offset in offsets for index in range(count)}
+    return len(offsets) < math.prod(counts)

@@ -162,6 +162,13 @@ def outputs_of(returned: Any, *, may_be_none: bool) -> tuple[HbmArray, ...]:
     return tuple(_output(tensor) for tensor in tensors)
 
 
+def check_updated_inputs(positional: list[Any], keywords: dict[str, Any]) -> None:
+    """Refuse an input that the kernel has updated with elements that nothing defines."""
+    for value in (*positional, *keywords.values()):
+        if isinstance(value, NkiTensor) and value.storage.origin and not value.storage.is_written(value):
+            refuse_undefined(f"input {value!r} is updated with it", None, value.storage)
+
+
 def _output(tensor: Any) -> HbmArray:
     if not isinstance(tensor, NkiTensor):
         raise OutputError(

@@ -70,6 +70,14 @@ def check_source(opcode: str, name: str, source: NkiTensor) -> None:
     touch(storage)
 
 
+def check_index(opcode: str, index: NkiTensor) -> None:
+    """A tile from which an address is read: any partition, since no engine's access pattern is involved."""
+    if not index.storage.on_chip:
+        _refuse_memory(opcode, "index", index, "SBUF or PSUM")
+    require_written(opcode, "index", index)
+    touch(index.storage)
+
+
 def check_destination(opcode: str, name: str, dst: NkiTensor) -> None:
     """One more on-chip tile that is written, of any shape."""
     if not isinstance(dst, NkiTensor):
@@ -118,7 +126,7 @@ def require_written(opcode: str, name: str, source: NkiTensor, *, deciding: bool
         f"{opcode}: {name} {source!r} is read, but {missing} of its elements were never written "
         f"(allocated at {storage.allocation.location})"
     )
-    if storage.state == UNWRITTEN or deciding or opcode in undefined.DECIDING:
+    if storage.state == UNWRITTEN or deciding or undefined.DECIDING & {opcode, (opcode, name)}:
         refuse_undefined(message, None, storage)
     undefined.note(source, message)
 

@@ -171,10 +171,13 @@ class Scheduler:
         """Hand the baton to the first program that can continue; bring meetings about when none can."""
         chosen = self._first_able()
         if chosen is None and self._error is None:
+            own = context.run
             try:
                 self._hold_meetings()
             except Exception as error:  # handed to the caller of execute(), whichever thread this is
                 self._error = error
+            finally:
+                context.run = own
             chosen = self._first_able()
         if chosen is None:
             self._all_ended.release()
@@ -202,6 +205,7 @@ class Scheduler:
             partners = [self.programs[member].meeting for member in meeting.members]
             present = [partner for partner in partners if partner is not None and partner.key == meeting.key]
             if len(present) == len(partners):
+                context.run = program.run  # this may be another program's thread, or that of an ended one
                 writes.append(meeting.exchange(present))
                 held.update(meeting.members)
         if waiting and not held:

@@ -15,7 +15,7 @@ import numpy as np
 
 from neuron_port.simulator.errors import HazardError
 from neuron_port.simulator.memory import Allocation, MemoryRegion
-from neuron_port.simulator.trace import NkiInstruction, Operand, Trace
+from neuron_port.simulator.trace import NkiInstruction, Operand, Recorded, Trace
 
 PAGE_BYTES = 2048  # granularity in which tiles at explicit addresses are looked up
 # Besides nc_matmul that accumulates, what leaves a part of its destination as it was and so depends on it.
@@ -114,7 +114,7 @@ def _share_bytes(one: Allocation, other: Allocation) -> bool:
 # ---- the walk --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Access:
     """The bytes of one operand: partitions, and a strided pattern of bytes within each of them."""
 
@@ -125,48 +125,46 @@ class _Access:
     end_partition: int
     first_byte: int
     pattern: tuple[tuple[int, int], ...]  # (bytes between neighbours, count), outermost first
-    element_bytes: int
+    run_bytes: int  # that lie side by side
 
 
 def _accesses(trace: Trace, suspects: set[int]) -> Iterator[tuple[NkiInstruction, list[_Access]]]:
     """The instructions that touch a suspect, with what they touch; reads come first."""
     for instruction in trace.instructions:
-        touched = []
+        found = []
         for position, recorded in enumerate(instruction.recorded):
             tile = recorded if isinstance(recorded, Allocation) else recorded[0]
             if id(tile) in suspects:
-                touched.append(position)
-        if touched:
-            operands = instruction.operands
-            found = [_access(instruction, position, operands[position]) for position in touched]
+                found.append(_access(instruction, position, recorded))
+        if found:
             found.sort(key=lambda access: access.writes)
             yield instruction, found
 
 
-def _access(instruction: NkiInstruction, position: int, operand: Operand) -> _Access:
-    tile = operand.allocation
-    assert tile.address is not None
+def _access(instruction: NkiInstruction, position: int, recorded: Recorded) -> _Access:
     writes = position < instruction.writes
     facts = instruction.attributes
     adds = facts.get("accumulates") and not facts.get("overwrites_part")
-    modifies = writes and bool(adds or instruction.opcode in MODIFIES)
+    reads = not writes or bool(adds) or instruction.opcode in MODIFIES
+    if isinstance(recorded, Allocation):  # all of a tile is one run of bytes in every partition
+        assert recorded.address is not None
+        partition, byte = recorded.address
+        end = partition + recorded.shape[0]
+        return _Access(recorded, reads, writes, partition, end, byte, (), recorded.bytes_per_partition)
+    operand = Operand(*recorded)
+    assert operand.allocation.address is not None
     size = operand.dtype.itemsize
     pattern = tuple(
         (stride * size, count)
         for stride, count in zip(operand.strides[1:], operand.shape[1:], strict=True)
         if count > 1 and stride
     )
-    first_partition, end_partition, first_byte, _ = operand.region
-    return _Access(
-        tile=tile,
-        reads=modifies or not writes,
-        writes=writes,
-        first_partition=first_partition,
-        end_partition=end_partition,
-        first_byte=tile.address[1] + first_byte,
-        pattern=pattern,
-        element_bytes=size,
-    )
+    if pattern and pattern[-1][0] == size:  # contiguous elements are one run
+        size *= pattern[-1][1]
+        pattern = pattern[:-1]
+    partition, end, byte, _ = operand.region
+    byte += operand.allocation.address[1]
+    return _Access(operand.allocation, reads, writes, partition, end, byte, pattern, size)
 
 
 class _Owners:
@@ -182,7 +180,7 @@ class _Owners:
         self.band_of = {edge: band for band, edge in enumerate(self.edges)}
         self.unit = math.gcd(
             *(a.first_byte for a in accesses),
-            *(a.element_bytes for a in accesses),
+            *(a.run_bytes for a in accesses),
             *(abs(stride) for a in accesses for stride, _ in a.pattern),
         )
         end = max(a.tile.address[1] + a.tile.bytes_per_partition for a in accesses if a.tile.address)
@@ -191,10 +189,10 @@ class _Owners:
         self.writers = np.full(shape, -1, dtype=np.int32)
 
     def view(self, array: np.ndarray, access: _Access) -> np.ndarray:
-        """The part of `array` that the access covers: [bands, *pattern, units of an element]."""
+        """The part of `array` that the access covers: [bands, *pattern, units of a run]."""
         band, end = self.band_of[access.first_partition], self.band_of[access.end_partition]
         step = array.itemsize
-        shape = [end - band, *(count for _, count in access.pattern), access.element_bytes // self.unit]
+        shape = [end - band, *(count for _, count in access.pattern), access.run_bytes // self.unit]
         strides = [array.strides[0], *(stride // self.unit * step for stride, _ in access.pattern), step]
         offset = band * array.strides[0] + access.first_byte // self.unit * step
         return np.ndarray(shape, array.dtype, array, offset, strides)

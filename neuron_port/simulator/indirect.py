@@ -12,7 +12,7 @@ import numpy as np
 
 from neuron_port.simulator.access import static_pattern
 from neuron_port.simulator.bits import bit_view
-from neuron_port.simulator.checks import check_source
+from neuron_port.simulator.checks import check_index
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError, UnsupportedError
 from neuron_port.simulator.memory import MemoryRegion
 from neuron_port.simulator.registers import VirtualRegister
@@ -104,7 +104,7 @@ class IndirectTensor(NkiTensor):
     def _scalar_index(self) -> int:
         if isinstance(self.index, VirtualRegister):
             return self.index.value
-        check_source("scalar_offset", "index", self.index)
+        check_index("scalar_offset", self.index)
         return int(self.index.array.reshape(-1)[0])
 
     def rows_view(self) -> NkiTensor:
@@ -125,12 +125,12 @@ class IndirectTensor(NkiTensor):
                 f"vector_offset: index {self.index!r} must have shape ({self.counts[0]}, 1)",
                 hint="one row index for each partition of the pattern; only dma_transpose takes columns of them",
             )
-        check_source("vector_offset", "index", self.index)
+        check_index("vector_offset", self.index)
         return self.index.array.reshape(-1).astype(np.int64)
 
     def column_indices(self) -> np.ndarray:
         """As many indices as the pattern has rows, read down the columns of the [P, N] index tile."""
-        check_source("vector_offset", "index", self.index)
+        check_index("vector_offset", self.index)
         flat = self.index.array.reshape(self.index.array.shape[0], -1).T.reshape(-1)
         return flat[: self.counts[0]].astype(np.int64)
 

@@ -70,9 +70,9 @@ def check_races(core: LogicalCore) -> None:
         moments = sorted({access.moment for side in sides for access in side})
         for moment in moments:
             at_once = tuple([access for access in side if access.moment == moment] for side in sides)
-            if (pair := _conflict(allocation, at_once)) is not None:  # type: ignore[arg-type]
+            if (pair := _conflict(core, allocation, at_once)) is not None:  # type: ignore[arg-type]
                 _refuse(allocation, *pair)
-        if len(moments) > 1 and (pair := _conflict(allocation, sides)) is not None:
+        if len(moments) > 1 and (pair := _conflict(core, allocation, sides)) is not None:
             _warn(core, allocation, *pair)
 
 
@@ -90,6 +90,22 @@ def _warn(core: LogicalCore, allocation: Allocation, first: Access, second: Acce
         f"{second.instruction.location}: {first.doing} and {second.doing} the same bytes of {allocation!r}; only "
         "sendrecv, or core_barrier on other data, lies in between, which orders no DMA for sure: add "
         f"nisa.core_barrier({allocation.name}, (0, 1))"
+    ] = None
+
+
+def _times_written(element: int, allocation: Allocation, side: list[Access]) -> int:
+    """How often the scatters of one core write an element."""
+    numbers = np.arange(math.prod(allocation.shape), dtype=np.int32)
+    scatters = (access for access in side if access.writes and access.rows is not None)
+    return sum(int(np.count_nonzero(_touched(numbers, allocation, one) == element)) for one in scatters)
+
+
+def _warn_of_sink(core: LogicalCore, allocation: Allocation, sides: Sides, element: int, row: int) -> None:
+    """A row that one core alone scatters into repeatedly: AWS's kernels send padding to one that nobody reads."""
+    first, second = (_last_on(element, allocation, side) for side in sides)
+    core.runs[0].warnings[
+        f"{second.instruction.location}: {first.doing} and {second.doing} scatter into the same row {row} of "
+        f"{allocation!r}; which of the two values it keeps is undefined, so nothing may look at it"
     ] = None
 
 
@@ -148,11 +164,14 @@ def _shared_operands(
     if instruction.attributes.get("indirect") == "skipped":
         return
     key = (number, instruction.index)
-    for position, recorded in enumerate(instruction.recorded):
+    recorded_operands = instruction.recorded
+    # A tensor copied onto itself, a fence for earlier transfers, changes nothing.
+    is_fence = instruction.opcode == "dma_copy" and recorded_operands[0] == recorded_operands[1]
+    for position, recorded in enumerate(recorded_operands):
         allocation = _allocation_of(recorded)
         if allocation.buffer is not SHARED_HBM:
             continue
-        writes = position < instruction.writes
+        writes = position < instruction.writes and not is_fence
         rows = None
         if (named := core.rows.get(key)) is not None and _allocation_of(named[0]) is allocation:
             recorded, rows = named
@@ -194,17 +213,27 @@ NOBODY = -1
 SEVERAL = -2  # writes of different values
 
 
-def _conflict(allocation: Allocation, sides: Sides) -> tuple[Access, Access] | None:
+def _conflict(core: LogicalCore, allocation: Allocation, sides: Sides) -> tuple[Access, Access] | None:
     """A write and an access of the other core that share bytes and do not come to the same in any order.
 
     Of two writers, the bytes end up as either wrote them last: that is certain if both wrote the same. A reader
-    sees its own last write if all that the other core writes there is the same.
+    sees its own last write if all that the other core writes there is the same. A row that
+    both scatter into, one of them repeatedly, only warns, as a row that one scatter writes twice does.
     """
     if not _may_meet(sides):
         return None
     kinds = _kinds_of_writes(sides)
     last = [_painted(allocation, side, kinds, blend=False) for side in sides]
     unlike = (last[0] != NOBODY) & (last[1] != NOBODY) & (last[0] != last[1])
+    scatters = [kind for access, kind in kinds.items() if access.rows is not None]
+    if scatters and unlike.any():
+        both = np.isin(last[0], scatters) & np.isin(last[1], scatters) & unlike
+        row_elements = math.prod(allocation.shape[1:])
+        for row in np.unique(np.flatnonzero(both) // row_elements):
+            element = int(row) * row_elements + int(np.argmax(both[row * row_elements :]))
+            if any(_times_written(element, allocation, side) > 1 for side in sides):
+                unlike[row * row_elements : (row + 1) * row_elements] = False
+                _warn_of_sink(core, allocation, sides, element, int(row))
     if unlike.any():
         element = int(np.argmax(unlike))
         return tuple(_last_on(element, allocation, side) for side in sides)  # type: ignore[return-value]

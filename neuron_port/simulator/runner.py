@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from neuron_port.simulator.arguments import HbmArray, for_other_core, inputs_of, outputs_of, to_hbm
+from neuron_port.simulator.arguments import (
+    HbmArray,
+    check_updated_inputs,
+    for_other_core,
+    inputs_of,
+    outputs_of,
+    to_hbm,
+)
 from neuron_port.simulator.blas import OneBlasThread
 from neuron_port.simulator.context import Run, context
 from neuron_port.simulator.cores import LogicalCore, Scheduler
@@ -252,6 +259,7 @@ def _finished(runs: list[Run], returned: list[Any], arguments: tuple[list[Any], 
         for value in (*arguments[0], *arguments[1].values())
     )
     outputs = outputs_of(returned[0], may_be_none=may_be_none)
+    check_updated_inputs(*arguments)
     for run in runs:
         check_capacity(run)
         check_hazards(run.trace)

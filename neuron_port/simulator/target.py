@@ -33,8 +33,8 @@ class Target:
     moving_free_max: int  # columns of a matmul into float32
     moving_free_max_bf16: int  # into bfloat16: 0 where TensorE cannot write it
     tensor_clock_ghz: float  # as documented
-    # What published kernel latencies fit on every generation; gen2 is documented with 2.8 (kernel-optimization.rst
-    # and the matmul tutorial: 85.2 % of the peak at 2.8 GHz would be 99.7 % at 2.4).
+    # What published matmul latencies fit on every generation: Trn1's best tutorial matmul takes as long as 2.4 GHz
+    # predict, not the documented 2.8 (matmul tutorial, kernel-optimization.rst).
     tensor_effective_clock_ghz: float = 2.4
     tensor_rows_per_cycle_8bit: int  # contraction rows in units of the array's 128: 2 is double_row
     tensor_rows_per_cycle_mx: int  # the same for MXFP8 and MXFP4; 0 where there is none

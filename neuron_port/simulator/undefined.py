@@ -20,11 +20,11 @@ from neuron_port.simulator.errors import location_of
 if TYPE_CHECKING:
     from neuron_port.simulator.tensor import NkiTensor
 
-# Where an undefined value would choose an address or a branch: there it is refused at once.
+# Where an undefined value would choose an address or a branch: instructions, or (instruction, operand).
 DECIDING = frozenset(
     {
-        "scalar_offset", "vector_offset", "register_load", "local_gather", "nc_n_gather", "dma_compute",
-        "nonzero_with_count", "sequence_bounds", "set_rng_seed", "rand_set_state",
+        "scalar_offset", "vector_offset", "register_load", "dma_compute", "nonzero_with_count", "sequence_bounds",
+        "set_rng_seed", "rand_set_state", ("local_gather", "index"), ("nc_n_gather", "indices"),
     }
 )  # fmt: skip
 BY_ELEMENT = frozenset(
@@ -35,7 +35,11 @@ BY_ELEMENT = frozenset(
     }
 )  # fmt: skip
 # These take some elements and leave others; what they left out leaves no NaN behind.
-SELECTING = frozenset({"affine_select", "range_select", "select_reduce", "tensor_copy_predicated"})
+SELECTING = frozenset(
+    {
+        "affine_select", "local_gather", "nc_n_gather", "range_select", "select_reduce", "tensor_copy_predicated",
+    }
+)  # fmt: skip
 UNCHANGED = 255  # in the mask of nc_stream_shuffle
 
 
@@ -50,20 +54,23 @@ class Read:
         self.origin = origin
 
 
-def note(source: NkiTensor, message: str) -> None:
-    """Remember that the running instruction reads undefined elements of `source`, before it writes anything."""
+def note(source: NkiTensor, message: str, undefined: np.ndarray | None = None) -> None:
+    """Remember that the running instruction reads undefined elements of `source`, before it writes anything.
+
+    `undefined` says which, in the shape of the destination, where it is not all of `source` that is read.
+    """
     run = current_run()
     storage = source.storage
-    stored = source.stored
     storage.poison()
-    undefined = storage.undefined_in(stored)
+    if undefined is None:
+        undefined = storage.undefined_in(source.stored)
+        if undefined.shape != source.array.shape:  # a reinterpreted view: which elements is not followed
+            undefined = np.full(source.array.shape, bool(undefined.any()))
     if storage.origin is not None:
         origin = storage.origin
     else:
         origin = (message, location_of(*caller()))
         run.warn(message)
-    if undefined.shape != source.array.shape:  # a reinterpreted view: which elements is not followed
-        undefined = np.full(source.array.shape, bool(undefined.any()))
     run.undefined_reads.append(Read(source, undefined, origin))
 
 
@@ -73,6 +80,15 @@ def note_accumulated(dst: NkiTensor, undefined: np.ndarray) -> None:
     assert origin is not None
     shape = dst.array.shape
     current_run().undefined_reads.append(Read(dst, np.broadcast_to(undefined, shape).copy(), origin))
+
+
+def scattered(run: Run, rows: NkiTensor, partitions: np.ndarray, indices: np.ndarray) -> None:
+    """Mark the rows into which a scatter, which has just run, put undefined elements: rows[indices]."""
+    reads, run.undefined_reads = run.undefined_reads, []
+    for read in reads:
+        result = np.zeros(rows.array.shape, dtype=bool)
+        result[indices] = read.undefined.reshape(-1, *result.shape[1:])[partitions]
+        rows.storage.mark_undefined(rows, result, read.origin)
 
 
 def spread(
@@ -114,7 +130,7 @@ def _dependents(
     if read.source is dst:
         return undefined
     if opcode in ("nc_matmul", "nc_matmul_mx") and exact and len(operands) >= 3:
-        by_column = undefined.reshape(undefined.shape[0], -1).any(axis=0)
+        by_column = np.logical_or.reduce(undefined.reshape(undefined.shape[0], -1), axis=0)
         if read.source is operands[1] and by_column.size == shape[0]:
             return by_column.reshape((shape[0],) + (1,) * (len(shape) - 1))
         if read.source is operands[2] and by_column.size * shape[0] == size:
@@ -127,6 +143,6 @@ def _dependents(
     elif opcode in BY_ELEMENT and exact and undefined.size == size:
         return undefined.reshape(shape)
     if undefined.shape[0] == shape[0]:
-        by_row = undefined.reshape(shape[0], -1).any(axis=1)
+        by_row = np.logical_or.reduce(undefined.reshape(shape[0], -1), axis=1)
         return by_row.reshape((shape[0],) + (1,) * (len(shape) - 1))
     return np.full(shape, bool(undefined.any()))

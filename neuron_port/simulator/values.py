@@ -76,12 +76,12 @@ def compute(dst: NkiTensor, function: np.ufunc, *arguments: Any) -> None:
     else:
         results = function(*arguments)
         dtype = dst.dtype
-        if dtype.is_integer and dtype.itemsize == 4 and results.dtype == FLOAT32:
-            if not np.abs(results).max() <= EXACT_INTEGERS:
-                current_run().warn(
-                    f"{dst!r} receives integers beyond 2**24 from float32 arithmetic, which rounds them; GpSimdE "
-                    "computes 32-bit integers exactly"
-                )
+        words = dtype.is_integer and dtype.itemsize == 4 and results.dtype == FLOAT32
+        if words and not np.abs(results).max() <= EXACT_INTEGERS:
+            current_run().warn(
+                f"{dst!r} receives integers beyond 2**24 from float32 arithmetic, which rounds them; GpSimdE "
+                "computes 32-bit integers exactly"
+            )
         write(dst, results)
 
 
@@ -115,8 +115,21 @@ def store_computed(dst: NkiTensor, values: np.ndarray, writer: int) -> None:
     if isinstance(dst, ComputedTensor):
         dst.store(values, writer)
         return
+    if dst.storage.array.flags.writeable and dst.storage.array.dtype.isbuiltin and dst.array.size:
+        _store_last(dst, values, writer)
+        return
     refuse_write(dst)
     raise ValueError(f"{dst!r} refuses values of shape {values.shape}")
+
+
+def _store_last(dst: NkiTensor, values: np.ndarray, writer: int) -> None:
+    """Store through a pattern with steps of 0, as kernels do for results that they do not need: the last stays."""
+    array = dst.array
+    last = tuple(slice(-1, None) if stride == 0 else slice(None) for stride in array.strides)
+    shape = tuple(1 if stride == 0 else size for size, stride in zip(array.shape, array.strides, strict=True))
+    kept = np.ndarray(shape, array.dtype, dst.storage.array, dst.offset_bytes, array.strides)
+    kept[...] = values.reshape(array.shape)[last]
+    dst.storage.mark_written(NkiTensor(kept, dst.storage, dst.dtype, dst.start, dst.offset_bytes), writer)
 
 
 def refuse_write(dst: NkiTensor) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -304,7 +306,7 @@ PAIRS = [
         nisa.dma_copy(dst=y, src=x)
         for i in range(16):
             c = y[:, i * 256:i * 256 + 256]
-            for j in range(4):
+            for j in range(16):
                 nisa.tensor_scalar(dst=c, data=c, op0=nl.multiply, operand0=0.5, engine=STEP)  # half
     """
         + STORE,
@@ -439,3 +441,9 @@ def test_a_rule_names_the_line_and_is_silent_once_it_is_changed(pair: Pair) -> N
 def test_every_rule_has_a_pair() -> None:
     """No rule is without a kernel that it speaks of and one that it does not."""
     assert len({pair.rule for pair in PAIRS}) == len(PAIRS) == len(RULES)
+
+
+def test_every_rule_is_documented() -> None:
+    """The table of docs/profiling.md has the rules that there are, and no others."""
+    document = (Path(__file__).parents[2] / "docs" / "profiling.md").read_text()
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", document, re.MULTILINE)) == {pair.rule for pair in PAIRS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,7 @@ def test_slices_of_a_track_never_overlap(written: tuple[Profile, dict[str, Any]]
             names[event["pid"], event["tid"]] = event["args"]["name"]
     for track, spans in tracks.items():
         spans.sort()
-        assert all(before[1] <= after[0] + 1e-3 for before, after in zip(spans, spans[1:], strict=False)), (
-            names[track]
-        )
+        assert all(before[1] <= after[0] + 1e-3 for before, after in pairwise(spans)), names[track]
     assert set(tracks) == set(names)
     assert {"TensorE", "ScalarE", "DMA 0"} <= set(names.values())
 

@@ -14,6 +14,7 @@ from neuron_port.simulator import (
     OutputError,
     UnwrittenReadError,
     run_kernel,
+    to_hbm,
 )
 from neuron_port.simulator.nki import isa as nisa
 from neuron_port.simulator.nki import language as nl
@@ -70,7 +71,7 @@ def test_a_matmul_of_a_padded_operand_serves_its_written_columns(rng):
     np.testing.assert_allclose(product, left.T @ right, rtol=1e-4, atol=1e-4)
     with pytest.raises(UnwrittenReadError, match="stationary"):
         run_kernel(kernel, left, right, rows=17, columns=16)
-    with pytest.raises(UnwrittenReadError, match="stationary|moving"):
+    with pytest.raises(UnwrittenReadError, match=r"stationary|moving"):
         run_kernel(kernel, left, right, rows=16, columns=17)
 
 
@@ -151,6 +152,71 @@ def test_a_shuffle_carries_written_rows_only(rng):
         run_kernel(kernel, x, rows=2)
 
 
+@pytest.mark.parametrize("scatters", [True, False])
+def test_gathers_and_scatters_carry_garbage_by_row(scatters):
+    """Only the rows that a gather or scatter moves matter, each with its own unwritten elements."""
+    order = np.array([2, 0, 3, 1], np.int32)[:, None]
+
+    def kernel(x, order, rows):
+        index = nl.ndarray((4, 1), nl.int32)
+        nisa.dma_copy(index, order)
+        tile = nl.ndarray((4, 8), x.dtype)
+        nisa.dma_copy(tile[0:3], x)
+        table = nl.ndarray((5, 8), x.dtype, nl.hbm)
+        result = nl.ndarray((5, 8), x.dtype)
+        if scatters:
+            nisa.dma_copy(table.ap([[8, 4], [1, 8]], vector_offset=index), tile)
+            nisa.dma_copy(result, table)
+        else:
+            nisa.dma_copy(table[0:3], tile[0:3])
+            nisa.dma_copy(result[0:4], table.ap([[8, 4], [1, 8]], vector_offset=index))
+        return stored(result[rows : rows + 1])
+
+    x = np.arange(24, dtype=np.float32).reshape(3, 8)
+    good, bad = (2, 1) if scatters else (3, 2)
+    moved = run_kernel(kernel, x, order, rows=good).outputs[0]
+    np.testing.assert_array_equal(moved[0], x[0 if scatters else 1])
+    with pytest.raises(UnwrittenReadError):
+        run_kernel(kernel, x, order, rows=bad)
+
+
+def test_an_address_may_lie_on_any_partition():
+    """A (1, 1) index is read from any partition, as no engine walks it; tiles that engines read start at 0, 32, ..."""
+    table = np.arange(40, dtype=np.float32).reshape(10, 4)
+
+    def kernel(table, order, add):
+        index = nl.ndarray((4, 1), nl.int32)
+        nisa.dma_copy(index, order)
+        row = nl.ndarray((1, 4), table.dtype)
+        if add:
+            nisa.tensor_scalar(index[3:4], index[3:4], nl.add, 1)
+        nisa.dma_copy(row, table.ap([[4, 1], [1, 4]], scalar_offset=index[3:4], indirect_dim=0))
+        return stored(row)
+
+    order = np.array([[1], [2], [3], [7]], np.int32)
+    np.testing.assert_array_equal(run_kernel(kernel, table, order, add=False).outputs[0], table[7:8])
+    with pytest.raises(ConstraintError, match="starts at partition 3"):
+        run_kernel(kernel, table, order, add=True)
+
+
+def test_an_input_is_not_updated_with_garbage():
+    """A cache that the kernel updates in place is observed like an output."""
+
+    def kernel(cache, x, columns):
+        tile = padded(x, rows=4, columns=8)
+        copied = nl.ndarray((4, 8), x.dtype)
+        nisa.tensor_copy(copied, tile)
+        nisa.dma_copy(cache[:, 0:columns], copied[:, 0:columns])
+        return cache
+
+    x = np.ones((4, 5), np.float32)
+    cache = to_hbm(np.zeros((4, 8), np.float32), mutable=True)
+    run_kernel(kernel, cache, x, columns=5)
+    np.testing.assert_array_equal(cache.numpy()[:, :5], x)
+    with pytest.raises(UnwrittenReadError, match=r"`tile`.*`cache`"):
+        run_kernel(kernel, cache, x, columns=6)
+
+
 def test_an_unwritten_index_is_refused_at_once():
     """An address is never guessed: reading it from an unwritten part of a tile stops there."""
     table = np.arange(40, dtype=np.float32).reshape(10, 4)
@@ -181,6 +247,47 @@ def test_reading_padding_warns_where_it_is_read():
     assert "never written" in warning
 
 
+# ---- access patterns -------------------------------------------------------------------------------------
+
+
+def test_a_pattern_beyond_its_tensor_is_refused_where_it_is_used():
+    """A loop may build the view of a last, incomplete round that an `if` then leaves out."""
+
+    def kernel(x, guard):
+        tile = nl.ndarray(x.shape, x.dtype)
+        nisa.dma_copy(tile, x)
+        half = nl.ndarray((4, 3), x.dtype)
+        for start in (0, 3, 6):
+            view = tile.ap([[6, 4], [1, 3]], offset=start)
+            assert view.shape == (4, 3)
+            if start + 3 <= guard:
+                nisa.tensor_copy(half, view)
+        return stored(half)
+
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)
+    np.testing.assert_array_equal(run_kernel(kernel, x, guard=6).outputs[0], x[:, 3:])
+    with pytest.raises(OutOfBoundsError, match=r"ap: .* leaves `tile`"):
+        run_kernel(kernel, x, guard=9)
+
+
+def test_a_destination_of_step_zero_keeps_the_last_element(rng):
+    """Results that nobody needs go to one column; the sum over them is exact all the same."""
+    x = rng.standard_normal((P, 40)).astype(np.float32)
+
+    def kernel(x):
+        tile = nl.ndarray(x.shape, x.dtype)
+        nisa.dma_copy(tile, x)
+        unused, total = nl.ndarray((P, 1), x.dtype), nl.ndarray((P, 1), nl.float32)
+        nisa.activation_reduce(
+            dst=unused.ap([[1, P], [0, 40]]), op=nl.square, data=tile, reduce_op=nl.add, reduce_res=total
+        )
+        return stored(total), stored(unused)
+
+    total, last = run_kernel(kernel, x).outputs
+    np.testing.assert_allclose(total[:, 0], (x**2).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(last[:, 0], x[:, -1] ** 2, rtol=1e-6)
+
+
 # ---- DMA -------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +304,7 @@ def test_a_core_without_work_may_take_an_empty_slice():
 
     x = np.ones((4, 3), np.float32)
     np.testing.assert_array_equal(run_kernel(kernel, x, copy=False).outputs[0], x)
-    with pytest.raises(ConstraintError, match="src `x`.* has 0"):
+    with pytest.raises(ConstraintError, match=r"src `x`.* has 0"):
         run_kernel(kernel, x, copy=True)
 
 

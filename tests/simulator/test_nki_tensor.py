@@ -173,9 +173,9 @@ def test_access_pattern_reads_any_strides(rng):
     ],
 )
 def test_access_pattern_stays_in_its_partition(pattern, offset):
-    """A pattern that runs into the next partition, or past the last, is refused."""
+    """A pattern that runs into the next partition, or past the last, is refused where it is used."""
     with pytest.raises(OutOfBoundsError):
-        inspect((8, 12), lambda t: t.ap(pattern, offset))
+        inspect((8, 12), lambda t: t.ap(pattern, offset).strides)
 
 
 def test_access_pattern_steps_by_one_partition():

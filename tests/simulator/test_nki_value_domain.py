@@ -240,3 +240,22 @@ def test_a_view_starts_on_its_own_element(rng):
     np.testing.assert_array_equal(result, np.ascontiguousarray(x[:, 4:20]).view(np.uint32))
     with pytest.raises(ConstraintError, match="do not divide into uint32"):
         run_kernel(kernel, x, first=2, target="trn3")
+
+
+@pytest.mark.parametrize(
+    ("value", "warned", "refused"), [(0, False, False), (0.0, True, False), (2.0, False, True)]
+)
+def test_memset_of_integers_takes_integers(run_tiles, value, warned, refused):
+    """A float is refused, but for the zero that public kernels write, which is warned of."""
+
+    def body(d: Any, t: Any) -> None:
+        nisa.memset(d, value)
+
+    x = np.ones((4, 4), np.uint8)
+    if refused:
+        with pytest.raises(ConstraintError, match="is no integer"):
+            run_tiles(body, x, dtype=nl.uint8)
+    else:
+        run = run_tiles(body, x, dtype=nl.uint8)
+        assert not run.outputs[0].any()
+        assert bool(run.warnings) is warned

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from neuron_port.profiling.advice.dma import RECOMMENDED_BYTES, on_chip_side
-from neuron_port.profiling.advice.evidence import Candidate, Change, Evidence, key_of, location_of
-from neuron_port.profiling.by_line import place_of
+from neuron_port.profiling.advice.evidence import Candidate, Change, Evidence, Key, key_of, location_of
+from neuron_port.profiling.by_line import Place, place_of
 from neuron_port.profiling.words import bytes_text, time_text
 from neuron_port.simulator.timing.timeline import DMA_LANE, Scheduled
 
@@ -21,19 +21,25 @@ def _can_be_split(one: Scheduled) -> bool:
 
 
 def exposed_first_load(evidence: Evidence) -> Iterator[Candidate]:
-    """Compute waits for a large first transfer, of which it could begin with a part."""
-    computing = [one for one in evidence.timeline.scheduled if one.lane != DMA_LANE and one.cause == "data"]
-    for first in computing[:1]:
-        load = (
-            evidence.by_key.get((first.core, first.waited_index)) if first.waited_index is not None else None
-        )
-        if load is None or load.lane != DMA_LANE or not _can_be_split(load):
+    """Compute waits for the first, large load of a line, and could begin with a part of it."""
+    first_of_line: dict[Place, Scheduled] = {}
+    for one in evidence.in_order:
+        if one.lane == DMA_LANE:
+            first_of_line.setdefault(place_of(one), one)
+    waiting: dict[Key, Scheduled] = {}
+    for one in evidence.timeline.scheduled:
+        if one.lane != DMA_LANE and one.cause == "data" and one.waited_index is not None:
+            waiting.setdefault((one.core, one.waited_index), one)
+    for place, load in first_of_line.items():
+        consumer = waiting.get(key_of(load))
+        if consumer is None or not _can_be_split(load):
             continue
         yield Candidate(
             rule="first-load-exposed",
-            location=location_of(place_of(load)),
+            location=location_of(place),
             measured=f"the first load, {bytes_text(load.transfer_bytes)}, takes {time_text(load.busy_ns)}; "
-            f"compute begins at {time_text(first.start_ns)}",
+            f"{consumer.instruction.opcode} in line {consumer.instruction.line} waits for it until "
+            f"{time_text(consumer.start_ns)}",
             change=f"Load the first tile in {PARTS} parts, and begin to compute on the first part.",
             source=SOURCE,
             effect=Change(saved_ns={key_of(load): load.busy_ns * (1 - 1 / PARTS)}),

@@ -9,8 +9,8 @@ import numpy as np
 from neuron_port.simulator.checks import check_generation, check_tiles
 from neuron_port.simulator.context import current_run, record
 from neuron_port.simulator.errors import ConstraintError
-from neuron_port.simulator.indirection import takes_indirection
 from neuron_port.simulator.instructions.accumulators import reduce_cmd
+from neuron_port.simulator.instructions.indirect_operands import takes_indirection
 from neuron_port.simulator.instructions.operators import (
     Operator,
     abs_max,

@@ -84,7 +84,6 @@ def exchange_by(
                 if value is not None:
                     dst = part.dsts[position]
                     results.append((dst, np.array(dst.dtype.rounded(value))))
-        _settle_moments(parts)
 
         def deliver() -> None:
             for dst, value in results:
@@ -124,12 +123,6 @@ def _check_alike(meetings: list[Meeting]) -> None:
                     location=first.location,
                     hint="all ranks of a group send tensors of one shape and dtype",
                 )
-
-
-def _settle_moments(parts: list[Part]) -> None:
-    for part in parts:
-        if part.run.logical_core is not None:
-            part.run.logical_core.meetings += 1
 
 
 # ---- what becomes of the sources ---------------------------------------------------------------------------
@@ -216,7 +209,6 @@ def exchange_counted(
                     writes.append((dst, into, chunk))
             if not recv_counts_known:
                 writes.append((meeting.offer.metadata, 2 * len(meetings), counts))
-        _settle_moments([meeting.offer for meeting in meetings])
 
         def deliver() -> None:
             for tensor, begin, values in writes:

@@ -200,8 +200,6 @@ def finish(opcode: str, part: Part, members: Sequence[int], name: str | None, **
                 setattr(run, counter, getattr(run, counter) + tensor.size * tensor.dtype.itemsize)
     operands = [*part.dsts, *part.srcs] + ([part.metadata] if part.metadata is not None else [])
     moved = sum(dst.size * dst.dtype.itemsize for dst in part.dsts)
-    meeting = run.logical_core.meetings if run.logical_core is not None else 0
     record(
-        opcode, engine.dma, operands, name, writes=len(part.dsts), dma_bytes=moved, ranks=len(members),
-        meeting=meeting, **attributes,
+        opcode, engine.dma, operands, name, writes=len(part.dsts), dma_bytes=moved, ranks=len(members), **attributes,
     )  # fmt: skip

@@ -23,9 +23,10 @@ from neuron_port.simulator.context import context, current_run, record
 from neuron_port.simulator.dtypes import FLOAT32
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError
 from neuron_port.simulator.indirect import IndirectTensor
-from neuron_port.simulator.memory import BY_OTHERS, MemoryRegion
+from neuron_port.simulator.memory import BY_OTHERS, UNWRITTEN, MemoryRegion
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import NkiInstruction, engine
+from neuron_port.simulator.undefined import note, scattered
 from neuron_port.simulator.values import refuse_write, rounded, store_computed
 
 Engine = engine
@@ -149,7 +150,9 @@ def _mode_of(opcode: str, mode: Any) -> dge_mode:
     if isinstance(mode, DgeMode):
         return mode
     if isinstance(mode, int) and mode in {one.value for one in DgeMode}:
-        current_run().warn(f"{opcode}: dge_mode is the number {mode}; write nisa.dge_mode.{DgeMode(mode).name}")
+        current_run().warn(
+            f"{opcode}: dge_mode is the number {mode}; write nisa.dge_mode.{DgeMode(mode).name}"
+        )
         return DgeMode(mode)
     raise ConstraintError(
         f"{opcode}: dge_mode is {mode!r}", hint="use nisa.dge_mode.unknown, swdge, hwdge or none"
@@ -228,9 +231,7 @@ def _gather(
 ) -> NkiInstruction:
     rows = src.rows_view()
     partitions, indices = _valid_rows(src, rows, mode)
-    storage = src.storage
-    if storage.state <= 0 and not (storage.mask is not None and storage.mask_of(rows)[indices].all()):
-        require_written("dma_copy", "src", src.base)
+    _require_rows("dma_copy", src, rows, partitions, indices)
     touch(src.index.storage)
     values = rows.array[indices]
     if len(partitions) == src.counts[0]:
@@ -244,6 +245,23 @@ def _gather(
     if run.logical_core is not None:
         run.logical_core.note_rows(run, rows, indices)
     return _finish(run, dst, _row_operand(src, rows), name, indices=(src.index,), indirect="gather")
+
+
+def _require_rows(
+    opcode: str, src: IndirectTensor, rows: NkiTensor, partitions: np.ndarray, indices: np.ndarray
+) -> None:
+    """Refuse or follow unwritten elements of the rows that a gather reads."""
+    storage = src.storage
+    if storage.state == UNWRITTEN:
+        require_written(opcode, "src", src.base)
+    if storage.state <= 0 and (missing := storage.undefined_in(rows)[indices]).any():
+        undefined = np.zeros(src.counts, dtype=bool)
+        undefined[partitions] = missing
+        note(
+            src.base,
+            f"{opcode}: rows of src {src.base!r} are gathered of which some were never written",
+            undefined,
+        )
 
 
 def _scatter(
@@ -263,6 +281,8 @@ def _scatter(
         values = dst.dtype.rounded(values.astype(FLOAT32))
     rows.array[indices] = values
     dst.storage.mark_selected(rows, indices)
+    if run.undefined_reads:
+        scattered(run, rows, partitions, indices)
     touch(dst.index.storage)
     touch(src.storage)
     touch(dst.storage, written=True)
@@ -377,7 +397,7 @@ def _gather_transpose(
             f"dma_transpose: index {int(indices[np.argmin(valid)])} leaves the {rows.shape[0]} rows of {src.base!r}",
             hint="bound the indices",
         )
-    require_written("dma_transpose", "src", src.base)
+    _require_rows("dma_transpose", src, rows, np.arange(src.counts[0]), indices)
     _store(dst, rows.array[indices].transpose(permutation), src)
     touch(src.storage)
     touch(src.index.storage)

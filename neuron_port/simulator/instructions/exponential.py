@@ -24,8 +24,8 @@ from neuron_port.simulator.dtypes import (
     uint32,
 )
 from neuron_port.simulator.errors import ConstraintError
-from neuron_port.simulator.indirection import takes_indirection
 from neuron_port.simulator.instructions.accumulators import check_command, check_initial, reduce_cmd
+from neuron_port.simulator.instructions.indirect_operands import takes_indirection
 from neuron_port.simulator.instructions.operators import add
 from neuron_port.simulator.instructions.random_numbers import next_words
 from neuron_port.simulator.instructions.vector_select import write_and_reduce

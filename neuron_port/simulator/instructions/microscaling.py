@@ -1,16 +1,7 @@
-"""Microscaling (MX) matrices of NeuronCore-v4: VectorE quantizes, TensorE multiplies.
-
-An MX matrix is a tile of packed elements, four along the contraction in one, and a tile of scales: one power of two
-for each group of 8 partitions x 4 elements. The scales of a quadrant of 32 partitions lie in four partitions of the
-same quadrant, which start at its partition 0, 4, 8 or 12, so that one tile can hold the scales of four matrices
-(trainium3_arch.rst, mxfp-matmul.rst).
-"""
+"""Microscaling (MX) on NeuronCore-v4: VectorE quantizes matrices, TensorE multiplies them (see mx_layout.py)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import ml_dtypes
 import numpy as np
 
 from neuron_port.simulator.checks import (
@@ -22,74 +13,38 @@ from neuron_port.simulator.checks import (
     check_memory,
     check_source,
     check_tensors,
-    require_written,
     touch,
 )
 from neuron_port.simulator.context import current_run, record
 from neuron_port.simulator.dtypes import (
     FLOAT32,
     PACKED,
-    DType,
     bfloat16,
-    float4_e2m1fn_x4,
     float8_e4m3fn_x4,
     float8_e5m2_x4,
-    float8_e8m0fnu,
     float16,
     float32,
-    uint8,
 )
 from neuron_port.simulator.errors import ConstraintError
-from neuron_port.simulator.indirection import TENSOR_GROUP, takes_indirection
+from neuron_port.simulator.instructions.indirect_operands import TENSOR_GROUP, takes_indirection
 from neuron_port.simulator.instructions.matmul_rules import overwrites
+from neuron_port.simulator.instructions.mx_layout import (
+    ELEMENTS,
+    GROUP_ELEMENTS,
+    GROUP_PARTITIONS,
+    SCALE_BIAS,
+    SCALE_NAN,
+    SCALES_PER_QUADRANT,
+    dequantized,
+    packed,
+    rows_and_columns,
+    scale_rows,
+    scales_of,
+)
 from neuron_port.simulator.instructions.tensor_engine import accumulate_rounded
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import NkiInstruction, engine
 from neuron_port.simulator.values import read, write_raw
-
-QUADRANT = 32  # partitions that share their scale partitions
-GROUP_PARTITIONS, GROUP_ELEMENTS = 8, 4  # 32 values share a scale
-SCALES_PER_QUADRANT = QUADRANT // GROUP_PARTITIONS
-SCALE_OFFSETS = (0, 4, 8, 12)  # where the scales may start in a quadrant (mxfp-matmul.rst)
-SCALE_BIAS = 127  # of float8_e8m0fnu: the byte b means 2 ** (b - 127), and 255 NaN
-SCALE_NAN = 255
-
-# The type of one element, and the exponent of its largest value (OCP MX 1.0).
-ELEMENTS: dict[DType, tuple[Any, int]] = {
-    float8_e5m2_x4: (ml_dtypes.float8_e5m2, 15),
-    float8_e4m3fn_x4: (ml_dtypes.float8_e4m3fn, 8),
-    float4_e2m1fn_x4: (ml_dtypes.float4_e2m1fn, 2),
-}
-# The float32 value of every byte (of every 4 bits for float4), which makes unpacking a look-up.
-DECODED = {
-    packed: np.arange(16 if packed is float4_e2m1fn_x4 else 256, dtype=np.uint8).view(element).astype(FLOAT32)
-    for packed, (element, _) in ELEMENTS.items()
-}
-
-
-def unpacked(bits: np.ndarray, dtype: DType) -> np.ndarray:
-    """The float32 values [P, 4, N] of packed elements [P, N]; the first of the four is in the lowest bits."""
-    values = np.empty((bits.shape[0], GROUP_ELEMENTS, bits.shape[1]), FLOAT32)
-    table = DECODED[dtype]
-    if dtype is float4_e2m1fn_x4:
-        for position in range(GROUP_ELEMENTS):
-            np.take(
-                table, (bits >> np.uint16(4 * position)) & np.uint16(15), out=values[:, position], mode="clip"
-            )
-    else:
-        codes = np.ascontiguousarray(bits).view(np.uint8).reshape(*bits.shape, GROUP_ELEMENTS)
-        for position in range(GROUP_ELEMENTS):
-            np.take(table, codes[..., position], out=values[:, position], mode="clip")
-    return values
-
-
-def packed(values: np.ndarray, dtype: DType) -> np.ndarray:
-    """Float32 values [*, 4] rounded to nearest even and packed into elements [*]."""
-    codes = np.ascontiguousarray(values.astype(ELEMENTS[dtype][0])).view(np.uint8)
-    if dtype is float4_e2m1fn_x4:
-        shifted = codes.astype(np.uint16) << np.arange(0, 16, 4, dtype=np.uint16)
-        return np.bitwise_or.reduce(shifted, axis=-1)
-    return codes.view(np.uint32)[..., 0]
 
 
 def quantize_mx(
@@ -115,7 +70,7 @@ def quantize_mx(
         check_memory("quantize_mx", label, tile, SBUF)
     check_dtype("quantize_mx", "src", src, (float16, bfloat16))
     check_dtype("quantize_mx", "dst", dst, (float8_e5m2_x4, float8_e4m3fn_x4))
-    partitions, free = _rows("quantize_mx", "src", src)
+    partitions, free = rows_and_columns("quantize_mx", "src", src)
     if free % GROUP_ELEMENTS:
         raise ConstraintError(
             f"quantize_mx: src {src!r} has {free} elements per partition, must be a multiple of 4",
@@ -127,7 +82,7 @@ def quantize_mx(
             f"quantize_mx: dst {dst!r} must have shape ({partitions}, {columns}): a packed element holds "
             f"4 of the {free} elements of src {src!r}"
         )
-    rows = _scale_rows("quantize_mx", "dst_scale", dst_scale, src, columns)
+    rows = scale_rows("quantize_mx", "dst_scale", dst_scale, src, columns)
     check_source("quantize_mx", "src", src)
     check_destination("quantize_mx", "dst", dst)
     values = read(src).reshape(partitions // GROUP_PARTITIONS, GROUP_PARTITIONS, columns, GROUP_ELEMENTS)
@@ -140,7 +95,7 @@ def quantize_mx(
     write_raw(dst, packed(scaled.reshape(partitions, columns, GROUP_ELEMENTS), dst.dtype))
     for quadrant, row in enumerate(rows):
         first = quadrant * SCALES_PER_QUADRANT
-        write_raw(row, _scales_of(codes[first : first + SCALES_PER_QUADRANT], dst_scale.dtype))
+        write_raw(row, scales_of(codes[first : first + SCALES_PER_QUADRANT], dst_scale.dtype))
     touch(dst_scale.storage, written=True)
     return record("quantize_mx", engine.vector, (dst, *rows, src), name, writes=1 + len(rows))
 
@@ -155,11 +110,6 @@ def _scale_codes(values: np.ndarray, largest_exponent: int) -> np.ndarray:
     exponent = np.frexp(np.where(finite, magnitude, 1.0))[1] - 1  # floor(log2), exact
     codes = np.clip(exponent - (largest_exponent - 1) + SCALE_BIAS, 0, SCALE_NAN - 1)
     return np.where(finite, np.where(magnitude == 0, 0, codes), SCALE_NAN).astype(np.uint8)
-
-
-def _scales_of(codes: np.ndarray, dtype: DType) -> np.ndarray:
-    """Scale bytes as a tile of `dtype` holds them: themselves, or the power of two as a float."""
-    return codes if dtype is uint8 else codes.view(ml_dtypes.float8_e8m0fnu).astype(FLOAT32)
 
 
 @takes_indirection("dst", "stationary", "moving", "stationary_scale", "moving_scale", group=TENSOR_GROUP)
@@ -194,10 +144,10 @@ def nc_matmul_mx(
     partitions, m, n = _matmul_sizes(dst, stationary, moving)
     if tile_position or tile_size:
         _check_row_tile(partitions, tuple(tile_position or ()), tuple(tile_size or ()))
-    left_rows = _scale_rows("nc_matmul_mx", "stationary_scale", stationary_scale, stationary, m)
-    right_rows = _scale_rows("nc_matmul_mx", "moving_scale", moving_scale, moving, n)
-    left = _dequantized(stationary, left_rows, "stationary_scale")
-    right = _dequantized(moving, right_rows, "moving_scale")
+    left_rows = scale_rows("nc_matmul_mx", "stationary_scale", stationary_scale, stationary, m)
+    right_rows = scale_rows("nc_matmul_mx", "moving_scale", moving_scale, moving, n)
+    left = dequantized(stationary, left_rows, "stationary_scale")
+    right = dequantized(moving, right_rows, "moving_scale")
     for scale in (stationary_scale, moving_scale):
         touch(scale.storage)
     run = current_run()
@@ -226,8 +176,8 @@ def _matmul_sizes(dst: NkiTensor, stationary: NkiTensor, moving: NkiTensor) -> t
     check_memory("nc_matmul_mx", "dst", dst, PSUM)
     check_dtype("nc_matmul_mx", "dst", dst, (float32, bfloat16))
     check_destination("nc_matmul_mx", "dst", dst)
-    partitions, m = _rows("nc_matmul_mx", "stationary", stationary)
-    moving_partitions, n = _rows("nc_matmul_mx", "moving", moving)
+    partitions, m = rows_and_columns("nc_matmul_mx", "stationary", stationary)
+    moving_partitions, n = rows_and_columns("nc_matmul_mx", "moving", moving)
     if moving_partitions != partitions:
         raise ConstraintError(
             f"nc_matmul_mx: stationary {stationary!r} has {partitions} partitions and moving {moving!r} "
@@ -254,17 +204,6 @@ def _matmul_sizes(dst: NkiTensor, stationary: NkiTensor, moving: NkiTensor) -> t
     return partitions, m, n
 
 
-def _rows(opcode: str, label: str, tile: NkiTensor) -> tuple[int, int]:
-    """(partitions, elements per partition), after the rule of whole quadrants."""
-    partitions = tile.shape[0]
-    if partitions % QUADRANT or partitions > 128:
-        raise ConstraintError(
-            f"{opcode}: {label} {tile!r} has {partitions} partitions, must be 32, 64, 96 or 128",
-            hint="pad the contraction with zeros to a multiple of 32 partitions",
-        )
-    return partitions, tile.size // partitions
-
-
 def _check_row_tile(partitions: int, position: tuple[int, ...], size: tuple[int, ...]) -> None:
     """MX matmuls use rows of the array only: all 128 columns (nc_matmul_mx documentation)."""
     if len(position) != 2 or len(size) != 2:
@@ -286,52 +225,3 @@ def _check_row_tile(partitions: int, position: tuple[int, ...], size: tuple[int,
             f"nc_matmul_mx: {partitions} partitions exceed tile_size {size}",
             hint="tile_size bounds the contraction",
         )
-
-
-def _scale_rows(
-    opcode: str, label: str, scale: NkiTensor, data: NkiTensor, columns: int
-) -> tuple[NkiTensor, ...]:
-    """The four partitions [4, columns] of `scale` that hold the scales of each quadrant of `data`."""
-    check_memory(opcode, label, scale, SBUF)
-    check_dtype(opcode, label, scale, (uint8, float8_e8m0fnu))
-    if scale.start % QUADRANT not in SCALE_OFFSETS:
-        raise ConstraintError(
-            f"{opcode}: {label} {scale!r} starts at partition {scale.start % QUADRANT} of its quadrant, must be "
-            "0, 4, 8 or 12",
-            hint="slice the scale tile at [0:], [4:], [8:] or [12:]",
-        )
-    if scale.start // QUADRANT != data.start // QUADRANT:
-        raise ConstraintError(
-            f"{opcode}: {label} {scale!r} starts at partition {scale.start}, in another quadrant than its data "
-            f"{data!r} at partition {data.start}",
-            hint="scales lie in the quadrant of 32 partitions that their data lies in",
-        )
-    quadrants = data.shape[0] // QUADRANT
-    least = (quadrants - 1) * QUADRANT + SCALES_PER_QUADRANT
-    if scale.shape[0] < least or scale.size != scale.shape[0] * columns:
-        shapes = f"({SCALES_PER_QUADRANT}, {columns}) or " if quadrants == 1 else ""
-        raise ConstraintError(
-            f"{opcode}: {label} {scale!r} must have shape {shapes}({data.shape[0]}, {columns}): four partitions "
-            "in every quadrant of 32, one value for each group of 8 partitions x 4 elements",
-            hint="a part of a packed tile may end after the last four partitions that it uses",
-        )
-    return tuple(
-        scale[first : first + SCALES_PER_QUADRANT] for first in range(0, quadrants * QUADRANT, QUADRANT)
-    )
-
-
-def _dequantized(tile: NkiTensor, rows: tuple[NkiTensor, ...], label: str) -> np.ndarray:
-    """The float32 matrix [4 P, columns] that packed elements [P, columns] and their scales mean."""
-    partitions = tile.shape[0]
-    values = unpacked(tile.array.reshape(partitions, -1), tile.dtype)
-    columns = values.shape[2]
-    factors = np.empty((partitions // GROUP_PARTITIONS, columns), FLOAT32)
-    for quadrant, row in enumerate(rows):
-        require_written("nc_matmul_mx", label, row, deciding=True)
-        scales = row.array.reshape(SCALES_PER_QUADRANT, columns)
-        if row.dtype is uint8:
-            scales = np.ascontiguousarray(scales).view(ml_dtypes.float8_e8m0fnu).astype(FLOAT32)
-        factors[quadrant * SCALES_PER_QUADRANT : (quadrant + 1) * SCALES_PER_QUADRANT] = scales
-    groups = values.reshape(-1, GROUP_PARTITIONS, GROUP_ELEMENTS, columns)
-    groups *= factors[:, None, None, :]
-    return values.reshape(partitions * GROUP_ELEMENTS, columns)

@@ -119,7 +119,7 @@ def core_barrier(
     run = current_run()
     members = tuple(cores) if isinstance(cores, tuple | list) else (cores,)
     if members == (0,) and run.logical_core is None:
-        return record("core_barrier", engine, (data,), name, meeting=0)
+        return record("core_barrier", engine, (data,), name)
     run, core = _pair("core_barrier")
     if members != (0, 1):
         raise ConstraintError(f"core_barrier: cores is {cores!r}, must be (0, 1)")

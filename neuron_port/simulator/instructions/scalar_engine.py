@@ -10,7 +10,6 @@ from neuron_port.simulator.checks import check_generation, check_tiles
 from neuron_port.simulator.context import Run, context, current_run, record
 from neuron_port.simulator.dtypes import tfloat32
 from neuron_port.simulator.errors import ConstraintError
-from neuron_port.simulator.indirection import takes_indirection
 from neuron_port.simulator.instructions.accumulators import (
     IDENTITIES,
     check_command,
@@ -23,6 +22,7 @@ from neuron_port.simulator.instructions.accumulators import (
     write_result,
 )
 from neuron_port.simulator.instructions.activations import ACTIVATIONS, VALID_RANGES, range_complaint
+from neuron_port.simulator.instructions.indirect_operands import takes_indirection
 from neuron_port.simulator.instructions.operators import Operator, add, prelu
 from neuron_port.simulator.tensor import NkiTensor
 from neuron_port.simulator.trace import NkiInstruction, engine

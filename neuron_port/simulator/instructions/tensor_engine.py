@@ -21,7 +21,7 @@ from neuron_port.simulator.checks import (
 from neuron_port.simulator.context import Run, context, current_run, record
 from neuron_port.simulator.dtypes import float32
 from neuron_port.simulator.errors import ConstraintError
-from neuron_port.simulator.indirection import TENSOR_GROUP, takes_indirection
+from neuron_port.simulator.instructions.indirect_operands import TENSOR_GROUP, takes_indirection
 from neuron_port.simulator.instructions.matmul_rules import (
     check_double_row,
     check_onezero,

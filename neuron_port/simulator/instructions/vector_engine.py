@@ -20,10 +20,10 @@ from neuron_port.simulator.checks import (
     check_tensors,
     check_tiles,
 )
-from neuron_port.simulator.context import record
+from neuron_port.simulator.context import current_run, record
 from neuron_port.simulator.dtypes import FLOAT32, int32, uint32
 from neuron_port.simulator.errors import ConstraintError
-from neuron_port.simulator.indirection import takes_indirection
+from neuron_port.simulator.instructions.indirect_operands import takes_indirection
 from neuron_port.simulator.instructions.operators import (
     GPSIMD_ONLY,
     Operator,
@@ -89,6 +89,10 @@ def tensor_copy(
         write_raw(dst, src.array)
     else:
         write(dst, read(src))
+    if (
+        engine is Engine.unknown
+    ):  # the compiler selects by engine workload (API reference); values are the same
+        return record("tensor_copy", chosen, (dst, src), name, any_engine=True)
     return record("tensor_copy", chosen, (dst, src), name)
 
 
@@ -337,6 +341,11 @@ def tensor_reduce(
             f"of data {data!r}"
         )
     if op.bitwise:
+        if negate:
+            raise ConstraintError(
+                f"tensor_reduce: negate is given with {op!r}, which works on bits",
+                hint="negate goes with arithmetic operators; invert bits with nisa.tensor_scalar(op0=nl.invert)",
+            )
         _check_integers("tensor_reduce", op, ("dst", "data"), dst, data)
         write_raw(dst, op.reduce(data.array, axis=axes).astype(dst.array.dtype))
         return record("tensor_reduce", Engine.vector, (dst, data), name, op=op.name)
@@ -371,10 +380,14 @@ def memset(
     """Fill dst with a constant; integer tiles take an integer."""
     check_tiles("memset", ("dst",), dst)
     if dst.dtype.is_integer and not isinstance(value, int | np.integer):
-        raise ConstraintError(
-            f"memset: value {value!r} is no integer, but dst {dst!r} has dtype {dst.dtype}",
-            hint="write the constant as an integer",
-        )
+        if value != 0:
+            raise ConstraintError(
+                f"memset: value {value!r} is no integer, but dst {dst!r} has dtype {dst.dtype}",
+                hint="write the constant as an integer",
+            )
+        # The migration guide to NKI 0.3 refuses it, and the public nki-library clears uint8 scales with it.
+        current_run().warn(f"memset: value {value!r} for the integers of {dst!r}; write 0")
+        value = 0
     if dst.dtype.is_packed and value != 0:
         raise ConstraintError(
             f"memset: value {value!r} into dst {dst!r}: packed dtypes take 0 only",

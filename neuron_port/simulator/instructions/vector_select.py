@@ -16,7 +16,6 @@ from neuron_port.simulator.checks import (
 from neuron_port.simulator.context import current_run, record
 from neuron_port.simulator.dtypes import FLOAT32, float32, int8, int16, int32, tfloat32, uint8, uint16, uint32
 from neuron_port.simulator.errors import ConstraintError
-from neuron_port.simulator.indirection import takes_indirection
 from neuron_port.simulator.instructions.accumulators import (
     check_command,
     check_initial,
@@ -28,6 +27,7 @@ from neuron_port.simulator.instructions.accumulators import (
     starting_values,
     write_result,
 )
+from neuron_port.simulator.instructions.indirect_operands import takes_indirection
 from neuron_port.simulator.instructions.operators import (
     Operator,
     add,

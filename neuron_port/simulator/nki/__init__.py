@@ -14,7 +14,7 @@ __all__ = [
     "typing",
 ]  # fmt: skip
 
-isa.constants = constants  # type: ignore[attr-defined]  # AWS's isa is a package with this module
+isa.constants = constants  # AWS's isa is a package with this module
 
 LNC_DEGREES = (1, 2)
 
@@ -33,7 +33,9 @@ class Kernel:
         self.__wrapped__ = function
 
     def __call__(self, *arrays: Any, **attributes: Any) -> Any:
-        """Inside another kernel, inline the function; elsewhere there is no device to run on.
+        """Inside another kernel, inline the function and warn; elsewhere there is no device to run on.
+
+        The language guide says that sub-kernels do not compile; AWS's own kernels call theirs so.
 
         Raises:
             SimulatorError: called outside a kernel.
@@ -45,6 +47,9 @@ class Kernel:
                 f"kernel `{self.__name__}` is called directly, which runs it on a device",
                 hint="run it with run_kernel(kernel, ...) or nki.simulate(kernel)(...)",
             )
+        context.run.warn(
+            f"kernel `{self.__name__}`, marked @nki.jit, is called inside another kernel; the compiler may refuse it"
+        )
         return self.function(*arrays, **attributes)
 
     def __getitem__(self, lnc: Any) -> Kernel:

@@ -19,8 +19,8 @@ from neuron_port.simulator.instructions.gpsimd_engine import (
     nc_n_gather,
     tensor_partition_reduce,
 )
-from neuron_port.simulator.instructions.multicore import core_barrier, dma_engine, sendrecv
 from neuron_port.simulator.instructions.microscaling import nc_matmul_mx, quantize_mx
+from neuron_port.simulator.instructions.multicore import core_barrier, dma_engine, sendrecv
 from neuron_port.simulator.instructions.random_numbers import (
     dropout,
     rand_get_state,

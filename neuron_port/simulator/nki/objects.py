@@ -16,11 +16,11 @@ class _RecordType(type):
     """
 
     def __call__(cls, *arguments: Any, **fields: Any) -> Any:
-        initializer = cls.__init__
+        initializer = cls.__init__  # type: ignore[misc]
         code = getattr(initializer, "__code__", None)
         if initializer is not object.__init__ and (code is None or code.co_filename != _GENERATED):
             return super().__call__(*arguments, **fields)
-        record = cls.__new__(cls)
+        record: Any = cls.__new__(cls)  # type: ignore[call-overload]
         names = _field_names(cls)
         if len(arguments) > len(names):
             raise TypeError(f"{cls.__name__} has {len(names)} fields, but {len(arguments)} values are given")

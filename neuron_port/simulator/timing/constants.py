@@ -20,10 +20,10 @@ class Costs:
     # ---- VectorE and ScalarE: occupied for work + fixed, visible after work + latency -----------------------
     minimum_cycles: int = 64  # shortest initiation interval, all engines (isa26: MIN_II)
     # Starting to access SBUF or PSUM takes ~60 cycles (arch2, tensor access overhead). Where an instruction needs
-    # the previous one's result, the cost is 100 cycles instead (arch2): that is the latency below.
+    # the previous one's result, it waits for the latency below instead: ~100 cycles on VectorE (arch2; perf opt. 5a).
     vector_fixed_cycles: int = 60
     vector_latency_cycles: int
-    scalar_fixed_cycles: int = 100  # "static instruction overhead in the order of ~100 cycles", on ScalarE (perf 5a)
+    scalar_fixed_cycles: int = 60  # the notes on VectorE apply to ScalarE too (arch2)
     scalar_latency_cycles: int
     read_accumulator_cycles: int = 64  # ActReadAccumulator, and the like on VectorE (arch2; isa26)
     table_load_ns: float = 1290.0  # ACT_TABLE_LOAD (profile in dma)
@@ -60,11 +60,12 @@ class Costs:
     swdge_cycles_per_descriptor: int = 1  # assumption: no document says what GpSimdE needs for one
 
     # ---- calls and cores ------------------------------------------------------------------------------------
-    # First compute 13 to 17 us after the start, of which ~3 us are the first load; ~5 us after the last store.
-    launch_ns: float = 10_000.0
+    # Published profiles show the first compute 13 to 17 us after the start, of which ~3 us are its load, and ~5 us after
+    # the last store (dma; fused_mamba.rst). What a call on two cores costs beyond that is not published.
+    launch_ns: float = 12_000.0
     teardown_ns: float = 5_000.0
-    # Assumption: two semaphore round trips of the documented 1300 ns cross-engine latency (bandwidth).
-    barrier_ns: float = 1300.0
+    barrier_ns: float = 1300.0  # a semaphore across engines (bandwidth); assumed the same across cores
+    hop_ns: float = 1500.0  # of a ring of ranks: 1 to 2 us (intranode-collective-comm.rst)
 
     @property
     def overhead_ns(self) -> float:

@@ -49,22 +49,25 @@ class CostModel:
             engine.gpsimd: self._gpsimd,
         }
 
-    def cost(self, instruction: NkiInstruction) -> Cost:
-        """The cost of an instruction that is no DMA transfer."""
+    def cost(self, instruction: NkiInstruction, on: engine | None = None) -> Cost:
+        """The cost of an instruction that is no DMA transfer, on its engine or on another one."""
+        on = on or instruction.engine
         attributes = instruction.attributes
         key = (
             instruction.opcode,
-            instruction.engine,
+            on,
             instruction.writes,
             *[
-                (r.shape, r.dtype, r.buffer) if r.__class__ is Allocation else (r[1], r[2], r[5], r[0].buffer)  # type: ignore[index,union-attr]
+                (r.shape, r.dtype, r.buffer) if isinstance(r, Allocation) else (r[1], r[2], r[5], r[0].buffer)
                 for r in instruction.recorded
             ],
             repr(attributes) if attributes else None,
         )
         known = self._known.get(key)
         if known is None:
-            model = self._models.get(instruction.engine, self._sequencer)
+            model = self._models.get(on, self._sequencer)
+            if instruction.opcode == "core_barrier":
+                model = self._barrier
             occupied, latency = model(instruction)
             operands = instruction.operands
             known = self._known[key] = Cost(
@@ -72,17 +75,24 @@ class CostModel:
                 latency,
                 max((o.elements for o in operands), default=0),
                 sum(o.elements * o.dtype.itemsize for o in operands if o.on_chip),
-                self._locks(instruction, {o.allocation.buffer for o in operands}),
+                self._locks(on, {o.allocation.buffer for o in operands}),
             )
         return known
 
-    def _locks(self, instruction: NkiInstruction, memories: set[MemoryRegion]) -> tuple[str, ...]:
-        """The memories that the instruction keeps other engines out of (NeuronCore-v2)."""
-        on = instruction.engine
+    def _locks(self, on: engine, memories: set[MemoryRegion]) -> tuple[str, ...]:
+        """The memories that an instruction on that engine keeps other engines out of (NeuronCore-v2)."""
         locks: tuple[str, ...] = ()
-        if self.target.vector_excludes_gpsimd_in_sbuf and on in (engine.vector, engine.gpsimd) and SBUF in memories:
+        if (
+            self.target.vector_excludes_gpsimd_in_sbuf
+            and on in (engine.vector, engine.gpsimd)
+            and SBUF in memories
+        ):
             locks = ("sbuf",)
-        if self.target.vector_excludes_scalar_in_psum and on in (engine.vector, engine.scalar) and PSUM in memories:
+        if (
+            self.target.vector_excludes_scalar_in_psum
+            and on in (engine.vector, engine.scalar)
+            and PSUM in memories
+        ):
             locks += ("psum",)
         return locks
 
@@ -127,6 +137,9 @@ class CostModel:
     def _sequencer(self, instruction: NkiInstruction) -> Time:
         return self.costs.trigger_ns, self.costs.trigger_ns
 
+    def _barrier(self, instruction: NkiInstruction) -> Time:
+        return self.costs.trigger_ns, self.costs.barrier_ns
+
     def _tensor(self, instruction: NkiInstruction) -> Time:
         """max(min(64, M), N) cycles for each pass; LoadStationary runs behind the previous matmul (arch2)."""
         operands = instruction.operands
@@ -142,7 +155,9 @@ class CostModel:
         interval = max(columns, min(self.costs.minimum_cycles, rows_out))
         load = rows_out / self.costs.stationary_speedup
         cycles = passes * max(interval, load)
-        if attributes.get("tile_size"):  # row and column tiles of the array run beside each other (arch2, arch3)
+        if attributes.get(
+            "tile_size"
+        ):  # row and column tiles of the array run beside each other (arch2, arch3)
             cycles *= math.prod(attributes["tile_size"]) / 128**2
         occupied = cycles / self.target.tensor_effective_clock_ghz
         return occupied, occupied + self.costs.tensor_fill_ns
@@ -207,13 +222,16 @@ class CostModel:
             simple = instruction.attributes.get("op") in ("add", "multiply", "subtract")
             return 1 if narrow and simple and SBUF in memories else 2
         # NeuronCore-v3 reads 8 bytes per partition and cycle (4 of 16 bits, 2 of 32: arch3), from two tiles.
-        if instruction.opcode == "tensor_tensor" and all(o.dtype.itemsize == 2 for o in (operands[0], *tiles)):
+        if instruction.opcode == "tensor_tensor" and all(
+            o.dtype.itemsize == 2 for o in (operands[0], *tiles)
+        ):
             return 0.5
         return 1
 
     def _stride_factor(self, operands: tuple[Operand, ...]) -> int:
         wide = any(
-            o.on_chip and innermost_stride(o) * o.dtype.itemsize > self.costs.wide_stride_bytes for o in operands
+            o.on_chip and innermost_stride(o) * o.dtype.itemsize > self.costs.wide_stride_bytes
+            for o in operands
         )
         return 2 if wide else 1
 

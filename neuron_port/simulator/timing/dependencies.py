@@ -21,13 +21,18 @@ REUSE = 1  # ... engine is free again: its reads are over
 CHAIN = 2  # ... engine is free again: accumulation in PSUM, and other pairs of one engine in program order
 ORDER = 3  # ... result is visible; asked for by the kernel
 Edge = tuple[int, int]  # producer index, kind
+BARRIER = "core_barrier"
+PAGES = 64  # how finely boxes are filed: many tiles of one tensor in HBM must not be compared with each other
+READERS_KEPT = 256  # of one box between two writes; the writer after more of them waits for the last ones
 
 
 class Dependencies(NamedTuple):
     """For each instruction its producers, and what it needs of on-chip memory."""
 
     edges: list[list[Edge]]
-    first_writes: list[list[Allocation]]  # tiles without an address that the instruction is the first to touch
+    first_writes: list[
+        list[Allocation]
+    ]  # tiles without an address that the instruction is the first to touch
     touches: dict[Allocation, list[int]]  # instructions that touch them
 
 
@@ -43,13 +48,52 @@ class _Access:
 
 
 class _Tracker:
-    """The accesses to one allocation."""
+    """The accesses to one allocation: to all of it, and to boxes, filed by their place along one dimension."""
 
-    __slots__ = ("accesses", "boxes")
+    __slots__ = ("axis", "boxes", "page", "pages", "whole")
 
-    def __init__(self) -> None:
-        self.accesses: dict[Box | None, _Access] = {}
+    def __init__(self, allocation: Allocation) -> None:
+        sizes = allocation.shape
+        self.whole = _Access(None)
+        self.pages: dict[int, dict[Box, _Access]] = {}
         self.boxes: dict[Recorded, Box | None] = {}
+        first = 1 if allocation.buffer in ON_CHIP else 0
+        self.axis = next((axis for axis in range(first, len(sizes)) if sizes[axis] > 1), len(sizes) - 1)
+        self.page = -(-sizes[self.axis] // PAGES)
+
+    def pages_of(self, box: Box) -> range:
+        """Numbers of the pages that the box lies on."""
+        begin, end = box[self.axis]
+        return range(begin // self.page, (end - 1) // self.page + 1)
+
+    def meeting(self, box: Box | None) -> list[_Access]:
+        """The accesses to boxes that share elements with `box`, each at least once."""
+        if box is None:
+            return [access for page in self.pages.values() for access in page.values()]
+        numbers = self.pages_of(box)
+        found = []
+        for number in numbers:
+            for other, access in self.pages.get(number, {}).items():
+                if other is box or _meet(other, box):
+                    found.append(access)
+        return found
+
+    def of(self, box: Box | None) -> _Access:
+        """The record of accesses to exactly this box; made on first use."""
+        if box is None:
+            return self.whole
+        numbers = self.pages_of(box)
+        access = self.pages.get(numbers[0], {}).get(box)
+        if access is None:
+            access = _Access(box)
+            for number in numbers:
+                self.pages.setdefault(number, {})[box] = access
+        return access
+
+    def forget(self, box: Box) -> None:
+        """Drop the record of a box that was overwritten."""
+        for number in self.pages_of(box):
+            self.pages.get(number, {}).pop(box, None)
 
 
 def dependencies_of(instructions: list[NkiInstruction]) -> Dependencies:
@@ -63,7 +107,7 @@ class _Analysis:
         self.trackers: dict[Allocation, _Tracker] = {}
         self.touches: dict[Allocation, list[int]] = {}
         self.addressed: dict[MemoryRegion, list[Allocation]] = {region: [] for region in ON_CHIP}
-        self.needed = _hbm_tensors_read_after_writing(instructions)
+        self.needed = _hbm_tensors_read_and_written(instructions)
 
     def run(self) -> Dependencies:
         edges: list[list[Edge]] = []
@@ -73,14 +117,17 @@ class _Analysis:
             fresh: list[Allocation] = []
             recorded = instruction.recorded
             writes = instruction.writes
+            barrier = instruction.opcode == BARRIER
             accumulates = instruction.engine is engine.tensor and instruction.opcode.startswith("nc_matmul")
             for position in range(len(recorded) - 1, -1, -1):  # sources before destinations
                 item = recorded[position]
-                allocation = item if item.__class__ is Allocation else item[0]  # type: ignore[index]
-                if allocation.buffer not in ON_CHIP and allocation not in self.needed:  # type: ignore[union-attr]
+                allocation = item if isinstance(item, Allocation) else item[0]
+                if allocation.buffer not in ON_CHIP and allocation not in self.needed:
                     continue
-                self._touch(allocation, index, fresh, found)  # type: ignore[arg-type]
-                tracker = self.trackers[allocation]  # type: ignore[index]
+                self._touch(allocation, index, fresh, found)
+                tracker = self.trackers[allocation]
+                if barrier:  # what was written before is visible, and what comes after it waits
+                    _read(tracker, _box(tracker, item), index, found)
                 if position < writes:
                     _write(tracker, _box(tracker, item), index, found, accumulates)
                 else:
@@ -93,14 +140,16 @@ class _Analysis:
             first_writes.append(fresh)
         return Dependencies(edges, first_writes, self.touches)
 
-    def _touch(self, allocation: Allocation, index: int, fresh: list[Allocation], found: dict[int, int]) -> None:
+    def _touch(
+        self, allocation: Allocation, index: int, fresh: list[Allocation], found: dict[int, int]
+    ) -> None:
         """Make the tracker on first use; wait for tiles that were at the same address before."""
         if allocation in self.trackers:
             touches = self.touches.get(allocation)
             if touches is not None and touches[-1] != index:
                 touches.append(index)
             return
-        self.trackers[allocation] = _Tracker()
+        self.trackers[allocation] = _Tracker(allocation)
         if allocation.buffer not in ON_CHIP:
             return
         place = _placed(allocation)
@@ -111,7 +160,8 @@ class _Analysis:
         still_there = []
         for other in self.addressed[allocation.buffer]:
             if _overlap(place, _placed(other)):
-                for access in self.trackers[other].accesses.values():
+                tracker = self.trackers[other]
+                for access in (tracker.whole, *tracker.meeting(None)):
                     _wait_for(access, found, REUSE, DATA)
             if not _covers(place, _placed(other)):
                 still_there.append(other)
@@ -119,53 +169,48 @@ class _Analysis:
         self.addressed[allocation.buffer] = still_there
 
 
-def _hbm_tensors_read_after_writing(instructions: list[NkiInstruction]) -> set[Allocation]:
+def _hbm_tensors_read_and_written(instructions: list[NkiInstruction]) -> set[Allocation]:
     """HBM tensors that carry data between instructions; plain inputs and outputs need no tracking."""
     written: set[Allocation] = set()
-    needed: set[Allocation] = set()
+    read: set[Allocation] = set()
     for instruction in instructions:
-        if instruction.engine is not engine.dma and instruction.opcode != "core_barrier":
-            if all((r if r.__class__ is Allocation else r[0]).buffer in ON_CHIP for r in instruction.recorded):  # type: ignore[index,union-attr]
-                continue
         for position, item in enumerate(instruction.recorded):
-            allocation: Allocation = item if item.__class__ is Allocation else item[0]  # type: ignore[assignment,index]
+            allocation: Allocation = item if isinstance(item, Allocation) else item[0]
             if allocation.buffer in ON_CHIP:
                 continue
-            if position < instruction.writes:
+            if instruction.opcode == BARRIER:
                 written.add(allocation)
-            elif allocation in written:
-                needed.add(allocation)
-    return needed
+                read.add(allocation)
+            else:
+                (written if position < instruction.writes else read).add(allocation)
+    return written & read
 
 
 # ---- one allocation ---------------------------------------------------------------------------------------------
 
 
 def _read(tracker: _Tracker, box: Box | None, index: int, found: dict[int, int]) -> None:
-    accesses = tracker.accesses
-    for access in accesses.values():
-        if access.writer >= 0 and (access.box is None or box is None or _meet(access.box, box)):
+    if tracker.whole.writer >= 0:
+        found[tracker.whole.writer] = DATA
+    for access in tracker.meeting(box):
+        if access.writer >= 0:
             found[access.writer] = DATA
-    own = accesses.get(box)
-    if own is None:
-        own = accesses[box] = _Access(box)
-    own.readers.append(index)
+    readers = tracker.of(box).readers
+    readers.append(index)
+    if len(readers) > READERS_KEPT:
+        del readers[0]
 
 
 def _write(tracker: _Tracker, box: Box | None, index: int, found: dict[int, int], accumulates: bool) -> None:
-    accesses = tracker.accesses
-    covered = []
-    for key, access in accesses.items():
-        if not (access.box is None or box is None or _meet(access.box, box)):
-            continue
-        _wait_for(access, found, REUSE, CHAIN if accumulates else REUSE)
-        if box is None or (access.box is not None and _inside(access.box, box)):
-            covered.append(key)
-    for key in covered:
-        del accesses[key]
-    own = accesses.get(box)
-    if own is None:
-        own = accesses[box] = _Access(box)
+    after_writer = CHAIN if accumulates else REUSE
+    _wait_for(tracker.whole, found, REUSE, after_writer)
+    for access in tracker.meeting(box):
+        _wait_for(access, found, REUSE, after_writer)
+        if box is not None and access.box is not box and access.box is not None and _inside(access.box, box):
+            tracker.forget(access.box)
+    if box is None:
+        tracker.pages.clear()
+    own = tracker.of(box)
     own.writer = index
     own.readers = []
 
@@ -182,18 +227,18 @@ def _wait_for(access: _Access, found: dict[int, int], readers: int, writer: int)
 
 def _box(tracker: _Tracker, recorded: Recorded) -> Box | None:
     """The box that a recorded view spans; None for the whole allocation."""
-    if recorded.__class__ is Allocation:
+    if isinstance(recorded, Allocation):
         return None
     try:
         return tracker.boxes[recorded]
     except KeyError:
-        box = tracker.boxes[recorded] = box_of(recorded)  # type: ignore[arg-type]
+        box = tracker.boxes[recorded] = box_of(recorded)
         return box
 
 
-def box_of(recorded: tuple) -> Box | None:  # type: ignore[type-arg]
+def box_of(recorded: tuple) -> Box | None:
     """Smallest box over the allocation's dimensions that holds the view."""
-    allocation, shape, strides_bytes, offset_bytes, held_bytes, _, start_partition = recorded[:7]
+    allocation, shape, strides_bytes, offset_bytes, held_bytes = recorded[:5]
     sizes = allocation.shape
     if held_bytes != allocation.held_bytes or 0 in sizes:
         return None
@@ -229,17 +274,13 @@ def box_of(recorded: tuple) -> Box | None:  # type: ignore[type-arg]
 
 
 def _meet(one: Box, other: Box) -> bool:
-    for (first, end), (begin, stop) in zip(one, other, strict=True):
-        if end <= begin or stop <= first:
-            return False
-    return True
+    pairs = zip(one, other, strict=True)
+    return all(first < stop and begin < end for (first, end), (begin, stop) in pairs)
 
 
 def _inside(inner: Box, outer: Box) -> bool:
-    for (first, end), (begin, stop) in zip(inner, outer, strict=True):
-        if first < begin or end > stop:
-            return False
-    return True
+    pairs = zip(inner, outer, strict=True)
+    return all(begin <= first and end <= stop for (first, end), (begin, stop) in pairs)
 
 
 # ---- addresses --------------------------------------------------------------------------------------------------
@@ -253,7 +294,12 @@ def _placed(allocation: Allocation) -> Place | None:
     if address is None:
         return None
     partition, byte = address
-    return partition, partition + allocation.shape[0], byte, byte + math.prod(allocation.shape[1:]) * allocation.dtype.itemsize
+    return (
+        partition,
+        partition + allocation.shape[0],
+        byte,
+        byte + math.prod(allocation.shape[1:]) * allocation.dtype.itemsize,
+    )
 
 
 def _overlap(one: Place, other: Place | None) -> bool:

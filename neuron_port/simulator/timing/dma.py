@@ -1,7 +1,7 @@
 """A DMA transfer as the engines see it: contiguous pieces (descriptors), engines, queue, and time on each engine.
 
-The engine of a transfer follows from its SBUF partitions: each of the 16 serves 8 of them (nki-dma-overview.rst), so a
-tile of 4 partitions uses one engine. Time on an engine is bytes at its theoretical rate plus an overhead for each
+The engines of a transfer follow from its SBUF partitions: each of the 16 serves 8 of them (nki-dma-overview.rst), so a
+tile of 4 whole rows uses one engine. Time on an engine is bytes at its theoretical rate plus an overhead for each
 descriptor, and never beats the documented sustained rate.
 """
 
@@ -47,9 +47,13 @@ def transfer_of(instruction: NkiInstruction, target: Target, costs: Costs, cores
         moved = sum(o.elements * o.dtype.itemsize for o in sources)
     else:
         moved = dst.elements * max(dst.dtype.itemsize, src.dtype.itemsize)
-    engines = engines_of(dst, src, moved, target)
-    descriptors = max(len(engines), descriptors_of(dst, src))
+    pieces = descriptors_of(dst, src)
+    engines = engines_of(dst, src, moved, pieces, target)
+    descriptors = max(len(engines), pieces)
     engine_ns = _engine_ns(instruction, dst, src, moved, descriptors, len(engines), target, costs, cores)
+    ranks = instruction.attributes.get("ranks")
+    if ranks:  # a collective: hops of a ring; the bandwidth of links between chips is not modelled
+        engine_ns += (ranks - 1) * costs.hop_ns
     queue, issue_ns = _queue(instruction, dst, descriptors, target, costs)
     return Transfer(
         engines,
@@ -63,14 +67,22 @@ def transfer_of(instruction: NkiInstruction, target: Target, costs: Costs, cores
     )
 
 
-def engines_of(dst: Operand, src: Operand, moved: int, target: Target) -> tuple[int, ...]:
-    """The DMA engines that serve the partitions of the on-chip side; enough for the size from HBM to HBM."""
+def engines_of(dst: Operand, src: Operand, moved: int, pieces: int, target: Target) -> tuple[int, ...]:
+    """The DMA engines that serve the partitions of the on-chip side; enough for the size from HBM to HBM.
+
+    A full tile has 8 rows for each engine. Where few partitions are cut into many pieces, as by an element-wise
+    transpose, every 8 pieces are taken to get an engine too: "parallelized up to 16 DMA engines, depending on the
+    shape" (nki-dma-overview.rst) says no more.
+    """
+    most = target.dma_engines
     side = dst if dst.on_chip else src
     if not side.on_chip:
-        return tuple(range(max(1, min(target.dma_engines, moved // LEAST_SPLIT_BYTES))))
+        return tuple(range(max(1, min(most, moved // LEAST_SPLIT_BYTES))))
     first = side.start_partition // PARTITIONS_PER_ENGINE
     end = -(-(side.start_partition + side.partitions) // PARTITIONS_PER_ENGINE)
-    return tuple(range(first, min(max(end, first + 1), target.dma_engines)))
+    count = min(most, max(end - first, pieces // PARTITIONS_PER_ENGINE))
+    first = min(first, most - count)
+    return tuple(range(first, first + count))
 
 
 def descriptors_of(dst: Operand, src: Operand) -> int:
@@ -132,15 +144,15 @@ def _engine_ns(
 
 def _largest_share(side: Operand, engines: int) -> float:
     """Part of the transfer that falls to the busiest engine."""
-    if not side.on_chip or side.partitions <= PARTITIONS_PER_ENGINE:
-        return 1 / engines
-    return PARTITIONS_PER_ENGINE / side.partitions
+    if side.on_chip and engines == -(-side.partitions // PARTITIONS_PER_ENGINE):
+        return min(1.0, PARTITIONS_PER_ENGINE / side.partitions)
+    return 1 / engines
 
 
 def _queue(
     instruction: NkiInstruction, dst: Operand, descriptors: int, target: Target, costs: Costs
 ) -> tuple[str, float]:
-    """Who makes the descriptors, and how long it takes him. Unspecified modes are taken to be prebuilt."""
+    """Who makes the descriptors, and how long that takes. Unspecified modes are taken to be prebuilt."""
     attributes = instruction.attributes
     mode = attributes.get("dge_mode")
     if attributes.get("indirect") in ("gather", "scatter") or mode == "swdge":

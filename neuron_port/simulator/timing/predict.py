@@ -9,6 +9,7 @@ from typing import Any
 
 from neuron_port.simulator.target import Target, find_target
 from neuron_port.simulator.timing.constants import COSTS
+from neuron_port.simulator.timing.dma import Transfer
 from neuron_port.simulator.timing.roofline import energy_of, roofline_of, traffic_of
 from neuron_port.simulator.timing.schedule import Scheduler
 from neuron_port.simulator.timing.state import Work
@@ -119,7 +120,9 @@ def _lane_uses(work: Work, scheduled: list[Scheduled], device_ns: float) -> tupl
             counts[entry.lane] = counts.get(entry.lane, 0) + 1
             if entry.lane == DMA_LANE:
                 planned = work.plans[core][entry.index]
-                engine_ns += planned.engine_ns * len(entry.dma_engines)  # type: ignore[union-attr]
+                engine_ns += (
+                    planned.engine_ns * len(entry.dma_engines) if isinstance(planned, Transfer) else 0.0
+                )
         merged = {lane: _union(intervals) for lane, intervals in spans.items()}
         exposed = _exposed(merged)
         for lane in LANES:

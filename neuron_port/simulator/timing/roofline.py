@@ -41,7 +41,11 @@ def roofline_of(work: Work) -> Roofline:
         if instruction.macs:
             macs += instruction.macs
             compute_ns += instruction.macs / peak_macs_per_ns(target, _operand_bytes(instruction))
-        elif isinstance(planned, Cost) and instruction.engine is not engine.sync and instruction.opcode not in MOVES:
+        elif (
+            isinstance(planned, Cost)
+            and instruction.engine is not engine.sync
+            and instruction.opcode not in MOVES
+        ):
             elements += planned.elements
     reads, writes = traffic_of(work)
     bandwidth = hbm_bytes_per_ns(target, cores)
@@ -98,7 +102,7 @@ def energy_of(work: Work) -> Energy:
 def _operand_bytes(instruction: NkiInstruction) -> int:
     """Bytes of an element of the wider matmul operand."""
     return max(
-        (item.dtype if item.__class__ is Allocation else item[5]).itemsize  # type: ignore[index,union-attr]
+        (item.dtype if isinstance(item, Allocation) else item[5]).itemsize
         for item in instruction.recorded[1:3]
     )
 

@@ -11,13 +11,13 @@ from heapq import heappop, heappush
 
 from neuron_port.simulator.memory import Allocation
 from neuron_port.simulator.timing.constants import table_of
+from neuron_port.simulator.timing.costs import Cost
 from neuron_port.simulator.timing.dependencies import CHAIN, DATA, ORDER, REUSE
 from neuron_port.simulator.timing.dma import Transfer
 from neuron_port.simulator.timing.state import DMA, GPSIMD, NEVER, SCALAR, TENSOR, Core, Lane, Memory, Work
 from neuron_port.simulator.timing.timeline import LANES, Cause, Scheduled
 from neuron_port.simulator.trace import NkiInstruction
 
-MEETINGS = frozenset({"core_barrier", "sendrecv"})  # both cores take part: the nth of one with the nth of the other
 CAUSE_OF: dict[int, Cause] = {DATA: "data", REUSE: "reuse", CHAIN: "order", ORDER: "order"}
 # core, position, start, free, end, cause, waited for, table load, cold
 Slot = tuple[int, int, float, float, float, Cause, int | None, float, float]
@@ -35,8 +35,9 @@ class Scheduler:
         self.events: list[tuple[float, int, int, int]] = []  # ns, kind, core, lane or number of the tile
         self.slots: list[Slot] = []
         self.freed: list[tuple[Allocation, int]] = []
-        self.meetings: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (core, position)
-        self.meeting_count: dict[tuple[int, str], int] = {}
+        self.meetings: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # by number: (core, position) of those that are ready
         self.now = 0.0
 
     def run(self) -> float:
@@ -122,17 +123,15 @@ class Scheduler:
 
     def _arrive(self, core: Core, position: int) -> None:
         """All that `position` waits for is known: hand it to its lane."""
-        if len(self.cores) > 1 and core.trace[position].opcode in MEETINGS:
+        if len(self.cores) > 1 and core.trace[position].attributes.get("meeting"):
             self._meet(core, position)
         else:
             self._offer(core, position)
 
     def _meet(self, core: Core, position: int) -> None:
         """Hold a barrier or an exchange back until the other core is ready for it too."""
-        opcode = core.trace[position].opcode
-        nth = self.meeting_count.get((core.index, opcode), 0)
-        self.meeting_count[core.index, opcode] = nth + 1
-        met = self.meetings.setdefault((opcode, nth), [])
+        number = core.trace[position].attributes["meeting"]
+        met = self.meetings.setdefault(number, [])
         met.append((core.index, position))
         if len(met) < len(self.cores):
             return
@@ -190,7 +189,9 @@ class Scheduler:
     def _start(self, core: Core, number: int, position: int, ns: float) -> None:
         lane = core.lanes[number]
         instruction = core.trace[position]
-        occupied, latency, _, _, locks = core.plan[position]  # type: ignore[misc]
+        cost = core.plan[position]
+        assert isinstance(cost, Cost)
+        occupied, latency, _, _, locks = cost
         ready = core.ready_ns[position]
         cause, by = core.cause[position]
         start = ns
@@ -237,7 +238,8 @@ class Scheduler:
             if place >= limit:
                 held_back.append(place)
                 break
-            transfer: Transfer = core.plan[lane.order[place]]  # type: ignore[assignment]
+            transfer = core.plan[lane.order[place]]
+            assert isinstance(transfer, Transfer)
             heappush(queues.setdefault(transfer.queue, []), place)
         for place in held_back:
             heappush(lane.ready, place)
@@ -252,9 +254,12 @@ class Scheduler:
                 if not waiting:
                     continue
                 position = lane.order[waiting[0]]
-                transfer = core.plan[position]  # type: ignore[assignment]
+                transfer = core.plan[position]
+                assert isinstance(transfer, Transfer)
                 issue = self._issuer_free(core, transfer)
-                earliest = max(issue, _first_free(core.engines_ns, transfer.engines) - self.costs.dma_start_ns)
+                earliest = max(
+                    issue, _first_free(core.engines_ns, transfer.engines) - self.costs.dma_start_ns
+                )
                 if earliest <= ns:
                     self._take(lane, heappop(waiting))
                     core.turn = (core.turn + turn + 1) % len(names)
@@ -297,7 +302,7 @@ class Scheduler:
                 last = begin
             engines_ns[number] = begin + transfer.engine_ns
             core.engine_user[number] = position
-        if last > eligible and user >= 0 or ns > core.ready_ns[position]:
+        if (last > eligible and user >= 0) or ns > core.ready_ns[position]:
             cause, by = "engine", user if user >= 0 else by
         end = last + transfer.engine_ns
         self._book(core, position, first, end, end + self.costs.dma_finish_ns, cause, by, 0.0, 0.0)
@@ -320,7 +325,7 @@ class Scheduler:
         self.slots.append((core.index, position, start, free, end, cause, by, table_ns, cold_ns))
         ready_ns, waiting = core.ready_ns, core.waiting
         for consumer, kind in core.consumers[position]:
-            ns = end if kind == DATA or kind == ORDER else free
+            ns = end if kind in (DATA, ORDER) else free
             if ns > ready_ns[consumer]:
                 ready_ns[consumer] = ns
                 core.cause[consumer] = (CAUSE_OF[kind], position)

@@ -37,9 +37,12 @@ class Work:
         model = CostModel(target, costs)
         known: dict[object, Transfer] = {}
         self.dependencies: list[Dependencies] = []
-        self.consumers: list[list[list[tuple[int, int]]]] = []  # of each core and instruction: (position, kind)
+        self.consumers: list[
+            list[list[tuple[int, int]]]
+        ] = []  # of each core and instruction: (position, kind)
         self.touched: list[list[list[Allocation]]] = []  # tiles that each instruction uses
         self.plans: list[list[Cost | Transfer]] = []
+        self.lanes: list[list[int]] = []  # where each instruction runs
         for trace in traces:
             dependencies = dependencies_of(trace)
             self.dependencies.append(dependencies)
@@ -52,6 +55,28 @@ class Work:
                 else:
                     plan.append(model.cost(instruction))
             self.plans.append(plan)
+            self.lanes.append(_assign_lanes(trace, plan, model))
+
+
+def _assign_lanes(trace: list[NkiInstruction], plan: list[Cost | Transfer], model: CostModel) -> list[int]:
+    """The lane of each instruction; copies without an engine go to VectorE or ScalarE, whichever has less to do.
+
+    "unknown (default, compiler selects best engine based on engine workload)": nki.isa.tensor_copy.
+    """
+    lanes = [LANE_OF[instruction.engine] for instruction in trace]
+    work_ns = [0.0] * (DMA + 1)
+    for position, instruction in enumerate(trace):
+        lane = lanes[position]
+        planned = plan[position]
+        if not isinstance(planned, Cost):
+            continue
+        if lane == VECTOR and instruction.attributes.get("any_engine"):
+            other = model.cost(instruction, engine.scalar)
+            if work_ns[SCALAR] + other.occupied_ns < work_ns[VECTOR] + planned.occupied_ns:
+                lanes[position] = lane = SCALAR
+                plan[position] = planned = other
+        work_ns[lane] += planned.occupied_ns
+    return lanes
 
 
 def _consumers(dependencies: Dependencies) -> list[list[tuple[int, int]]]:
@@ -78,8 +103,8 @@ def _transfer(
         instruction.opcode,
         *[
             (r.shape, r.dtype, r.buffer, r.start_partition)
-            if r.__class__ is Allocation
-            else (r[1], r[2], r[5], r[0].buffer, r[6])  # type: ignore[index,union-attr]
+            if isinstance(r, Allocation)
+            else (r[1], r[2], r[5], r[0].buffer, r[6])
             for r in instruction.recorded
         ],
         repr(instruction.attributes) if instruction.attributes else None,
@@ -135,7 +160,7 @@ class Core:
         self.touched = work.touched[index]
         orders: list[list[int]] = [[] for _ in range(DMA + 1)]
         self.place = [0] * count
-        self.lane_of = [LANE_OF[instruction.engine] for instruction in self.trace]
+        self.lane_of = work.lanes[index]
         for position, lane in enumerate(self.lane_of):
             self.place[position] = len(orders[lane])
             orders[lane].append(position)
