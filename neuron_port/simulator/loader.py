@@ -110,8 +110,7 @@ def install_as_nki() -> None:
             hint="run the simulator in a process of its own, or call install_as_nki() before `import nki`",
         )
     for public, own in MODULES.items():
-        if importlib.util.find_spec(own) is not None:
-            sys.modules[public] = importlib.import_module(own)
+        sys.modules[public] = importlib.import_module(own)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -168,6 +168,14 @@ def test_simulate_updates_views_that_are_not_contiguous():
     np.testing.assert_array_equal(x, X + 2)
 
 
+def test_a_read_only_array_is_not_updated():
+    """A kernel that writes an array which NumPy protects is refused instead of losing the write."""
+    x = X.copy()
+    x.flags.writeable = False
+    with pytest.raises(ConstraintError, match="kernel input and is written"):
+        simulate(add_one)(x)
+
+
 def test_simulate_speaks_torch_in_bfloat16():
     """Torch tensors go in, torch tensors of the same dtype come out, and the input changes in place."""
     torch = pytest.importorskip("torch")

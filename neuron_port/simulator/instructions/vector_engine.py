@@ -191,7 +191,10 @@ def tensor_scalar(
             values = values.astype(FLOAT32)  # comparisons give 1.0 and 0.0
         operation, arguments = _scalar_step(values, op1, operand1, reverse1, "operand1", operands)
     compute(dst, operation, *arguments)
-    return record("tensor_scalar", chosen, operands, name, op=op0.name, op1=None if op1 is None else op1.name)
+    op1_name = None if op1 is None else op1.name
+    if engine is Engine.unknown:
+        return record("tensor_scalar", chosen, operands, name, op=op0.name, op1=op1_name, any_engine=True)
+    return record("tensor_scalar", chosen, operands, name, op=op0.name, op1=op1_name)
 
 
 def _scalar_step(

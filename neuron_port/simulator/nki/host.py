@@ -68,10 +68,11 @@ class InPlace:
 
         dtype = dtypes.resolve(array.dtype)
         held = array.view(np.uint8) if array.dtype == np.bool_ else array
-        if not held.flags.c_contiguous or not held.flags.writeable:
-            held = np.ascontiguousarray(held).copy()
-            self.copied_from = array if array.flags.writeable else None
-        self.argument = HbmArray(held, dtype, mutable=True)
+        writeable = held.flags.writeable
+        if not held.flags.c_contiguous:
+            held = np.ascontiguousarray(held)
+            self.copied_from = array if writeable else None
+        self.argument = HbmArray(held, dtype, mutable=writeable)
 
     def write_back(self) -> None:
         """Hand changes to an array that the kernel could not address itself."""

@@ -25,6 +25,9 @@ class Costs:
     vector_latency_cycles: int
     scalar_fixed_cycles: int = 60  # the notes on VectorE apply to ScalarE too (arch2)
     scalar_latency_cycles: int
+    # VectorE cycles per element of reciprocal. Documented as 8 (isa26), but VectorE's activity in NKIBench's silu and
+    # adamw leaves 1331 cycles for 512 elements, once two-input instructions take the 2N + 108 that its rope shows.
+    reciprocal_cycles: float = 2.4
     read_accumulator_cycles: int = 64  # ActReadAccumulator, and the like on VectorE (arch2; isa26)
     table_load_ns: float = 1290.0  # ACT_TABLE_LOAD (profile in dma)
     wide_stride_bytes: int = 16  # larger innermost strides halve SBUF and PSUM bandwidth (arch2)
@@ -48,9 +51,9 @@ class Costs:
     # Trigger to first byte: 740 to 1007 ns (load), 900 ns (store) in the profiles of dma.
     dma_start_ns: float = 900.0
     dma_finish_ns: float = 300.0  # completion to the start of the consumer (profiles of dma)
-    # Overhead of one descriptor: what makes pieces of 4 KiB, documented as the size that saturates (bandwidth; chart in
-    # dma), run at the documented sustained rate although bytes move at the theoretical one. NeuronCore-v3: 4096 / 23 -
-    # 4096 / 27.2 ns. v2 has v3's theoretical rate and is given v3's overhead; its lower sustained rate is a cap.
+    # Overhead of one descriptor. NeuronCore-v3: a piece of 2 KiB takes 97 ns (profile of a [128, 128] load in dma), of
+    # which 2048 / 27.2 move bytes. v2 has v3's theoretical rate and is given v3's overhead; its lower sustained rate
+    # is a cap. With it pieces of 4 KiB reach the documented sustained rate, as they should (bandwidth).
     descriptor_ns: float
     transpose_efficiency_hbm: float = 0.9  # arch3
     transpose_efficiency_sbuf: float = 0.5  # arch3
@@ -77,13 +80,13 @@ GEN2_COSTS = Costs(
     vector_latency_cycles=100,  # arch2: 100 cycles where each instruction needs the previous one's output
     scalar_latency_cycles=263,  # a chain of 1-element activations runs at 264 cycles each (perf opt. 5a)
     passes_float32_transpose=4,
-    descriptor_ns=4096 / 23 - 4096 / 27.2,
+    descriptor_ns=97 - 2048 / 27.2,
 )
 GEN3_COSTS = Costs(
     vector_latency_cycles=155,  # opt: 428 ns for 256 cycles of copy, 695 ns for 512 cycles of tensor_tensor
     scalar_latency_cycles=354,  # dma: exp takes 402 ns for 128 and 3716 ns for 4096 elements
     passes_float32_transpose=2,
-    descriptor_ns=4096 / 23 - 4096 / 27.2,
+    descriptor_ns=97 - 2048 / 27.2,
 )
 GEN4_COSTS = Costs(  # no measurement is published: as NeuronCore-v3, with its own DMA rates
     vector_latency_cycles=155,

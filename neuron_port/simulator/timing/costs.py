@@ -22,6 +22,8 @@ Time = tuple[float, float]  # (occupied ns, ns until visible)
 TWO_INPUTS = frozenset({"tensor_tensor", "scalar_tensor_tensor", "tensor_copy_predicated", "select_reduce"})
 COPIES = frozenset({"tensor_copy", "tensor_scalar"})
 FOUR_PER_CYCLE = frozenset({"exponential", "quantize_mx", "rand2"})  # trainium3_arch.rst
+# What ScalarE can do of tensor_scalar: (op0, op1), out = data * scale + bias (nki.isa.tensor_scalar, engine).
+SCALE_AND_BIAS = frozenset({("multiply", None), ("add", None), ("multiply", "add")})
 READS_ACCUMULATOR = frozenset({"activation", "activation_reduce", "activate2", "tensor_scalar_reduce"})
 
 
@@ -95,6 +97,15 @@ class CostModel:
         ):
             locks += ("psum",)
         return locks
+
+    def scales_on_scalar(self, instruction: NkiInstruction) -> bool:
+        """Whether the compiler runs this tensor_scalar of VectorE on ScalarE: it may, it can, and it is faster."""
+        attributes = instruction.attributes
+        return (
+            self.target.vector_elements_per_cycle == 1
+            and "any_engine" in attributes
+            and (attributes["op"], attributes["op1"]) in SCALE_AND_BIAS
+        )
 
     # ---- engines --------------------------------------------------------------------------------------------
 
@@ -194,7 +205,9 @@ class CostModel:
             halves = all(o.dtype == "bfloat16" for o in operands)
             if halves and instruction.attributes.get("op") in ("add", "maximum"):
                 return elements * factor / 2
-        return elements * factor  # reciprocal too: documented as 8N, measured at about N
+        if opcode == "reciprocal":
+            return elements * factor * self.costs.reciprocal_cycles
+        return elements * factor
 
     def _copy_rate(self, operands: tuple[Operand, ...]) -> int:
         """Elements per cycle of tensor_copy and tensor_scalar (arch3, performance mode; opt for float32)."""

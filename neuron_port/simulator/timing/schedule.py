@@ -1,15 +1,16 @@
 """The event-driven scheduler: instructions of one or two cores on engines, DMA engines and on-chip memory.
 
 Time goes forward from decision to decision of a lane. A lane takes, of the instructions that are ready and within its
-window, the one that comes first in the program; a window of one is strict program order. Tiles get memory in program
-order as older ones are done with, so loads run ahead as far as SBUF has room and no further.
+window, the one that comes first in the program; a window of one is strict program order. Tiles get SBUF in program
+order as older ones are done with, so loads run ahead as far as there is room and no further; a PSUM bank goes to the
+first in the program that could start.
 """
 
 from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from neuron_port.simulator.memory import Allocation
+from neuron_port.simulator.memory import Allocation, MemoryRegion
 from neuron_port.simulator.timing.constants import table_of
 from neuron_port.simulator.timing.costs import Cost
 from neuron_port.simulator.timing.dependencies import CHAIN, DATA, ORDER, REUSE
@@ -46,8 +47,7 @@ class Scheduler:
             for position, waiting in enumerate(core.waiting):
                 if waiting == 0:
                     self._arrive(core, position)
-            for memory in core.memories.values():
-                self._grant(core, memory, 0.0, -1)
+            self._grant(core, core.memories[MemoryRegion.sbuf], 0.0, -1)
         total = sum(len(core.trace) for core in self.cores)
         slots = self.slots
         while len(slots) < total:
@@ -180,10 +180,16 @@ class Scheduler:
             self._wake(core, number, lane.free_ns)
             return
         self._candidates(lane, ns)
-        if lane.ready and lane.ready[0] < lane.oldest + core.window:
-            position = self._take(lane, heappop(lane.ready))
-            self._start(core, number, position, ns)
-        elif lane.coming:
+        ready, psum = lane.ready, core.psum
+        while ready and ready[0] < lane.oldest + core.window:
+            place = heappop(ready)
+            position = lane.order[place]
+            if position not in psum.wanted or psum.take(position):
+                self._take(lane, place)
+                self._start(core, number, position, ns)
+                return
+            heappush(psum.refused, position)
+        if lane.coming:
             self._wake(core, number, lane.coming[0][0])
 
     def _start(self, core: Core, number: int, position: int, ns: float) -> None:
@@ -343,8 +349,22 @@ class Scheduler:
 
     def _give_back(self, core: Core, tile: Allocation, ns: float, user: int) -> None:
         memory = core.memories[tile.buffer]
-        memory.used -= memory.units[tile]
-        self._grant(core, memory, ns, user)
+        units = memory.units[tile]
+        memory.used -= units
+        if memory is not core.psum:
+            self._grant(core, memory, ns, user)
+            return
+        for _ in range(min(units, len(memory.refused))):  # no more can start for it
+            self._retry(core, heappop(memory.refused), ns, user if user >= 0 else None)
+
+    def _retry(self, core: Core, position: int, ns: float, user: int | None) -> None:
+        """Let an instruction that found no room in PSUM try again."""
+        core.ready_ns[position] = ns
+        core.cause[position] = ("buffers", user)
+        number = core.lane_of[position]
+        lane = core.lanes[number]
+        heappush(lane.ready, core.place[position])
+        self._wake(core, number, max(ns, lane.free_ns))
 
     def _grant(self, core: Core, memory: Memory, ns: float, user: int) -> None:
         """Give room to the next tiles in program order, as long as there is some."""
@@ -359,14 +379,19 @@ class Scheduler:
 
     def _force(self) -> None:
         """Nothing can go on: the kernel holds more than fits, or partitions are shared. Give the next tile room."""
-        blocked = [
-            (memory.tiles[memory.next][0], core, memory)
-            for core in self.cores
-            for memory in core.memories.values()
-            if memory.next < len(memory.tiles)
-        ]
+        blocked = []
+        for core in self.cores:
+            sbuf = core.memories[MemoryRegion.sbuf]
+            if sbuf.next < len(sbuf.tiles):
+                blocked.append((sbuf.tiles[sbuf.next][0], core, sbuf))
+            if core.psum.refused:
+                blocked.append((core.psum.refused[0], core, core.psum))
         assert blocked, "the schedule is stuck without waiting for memory"
         position, core, memory = min(blocked, key=lambda item: (item[0], item[1].index))
+        if memory is core.psum:
+            memory.give(heappop(memory.refused))
+            self._retry(core, position, self.now, None)
+            return
         memory.used += memory.tiles[memory.next][1]
         memory.next += 1
         self._satisfy(core, position, self.now, "buffers", None)

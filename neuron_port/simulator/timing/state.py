@@ -59,9 +59,12 @@ class Work:
 
 
 def _assign_lanes(trace: list[NkiInstruction], plan: list[Cost | Transfer], model: CostModel) -> list[int]:
-    """The lane of each instruction; copies without an engine go to VectorE or ScalarE, whichever has less to do.
+    """The lane of each instruction, where the kernel leaves the choice between VectorE and ScalarE to the compiler.
 
-    "unknown (default, compiler selects best engine based on engine workload)": nki.isa.tensor_copy.
+    Copies go to the one that has less to do: "compiler selects best engine based on engine workload" (nki.isa
+    tensor_copy). tensor_scalar goes to ScalarE on NeuronCore-v2, which takes N / 1.4 ns there and N / 1.12 on VectorE:
+    "compiler select best engine based on the input tile shape" (nki.isa.tensor_scalar). Published activity of both
+    engines shows it: in NKIBench's adamw all seven products with constants run on ScalarE. From v3 on VectorE is faster.
     """
     lanes = [LANE_OF[instruction.engine] for instruction in trace]
     work_ns = [0.0] * (DMA + 1)
@@ -70,7 +73,11 @@ def _assign_lanes(trace: list[NkiInstruction], plan: list[Cost | Transfer], mode
         planned = plan[position]
         if not isinstance(planned, Cost):
             continue
-        if lane == VECTOR and instruction.attributes.get("any_engine"):
+        if lane == VECTOR and instruction.opcode == "tensor_scalar":
+            if model.scales_on_scalar(instruction):
+                lanes[position] = lane = SCALAR
+                plan[position] = planned = model.cost(instruction, engine.scalar)
+        elif lane == VECTOR and instruction.attributes.get("any_engine"):
             other = model.cost(instruction, engine.scalar)
             if work_ns[SCALAR] + other.occupied_ns < work_ns[VECTOR] + planned.occupied_ns:
                 lanes[position] = lane = SCALAR
@@ -132,16 +139,40 @@ class Lane:
 
 
 class Memory:
-    """SBUF or PSUM of one core: tiles get room in program order."""
+    """SBUF or PSUM of one core: its tiles in program order, and what is free.
 
-    __slots__ = ("capacity", "next", "tiles", "units", "used")
+    SBUF is given to tiles in program order, before their first use is ready, so that loads run ahead. PSUM has eight
+    banks only, and whoever schedules a kernel rotates them: a tile gets its banks when its first use could start, and
+    leaves room for the oldest tile that has none.
+    """
+
+    __slots__ = ("capacity", "next", "refused", "tiles", "units", "used", "wanted")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.used = 0
         self.tiles: list[tuple[int, int, Allocation]] = []  # (position of the first use, units, tile)
         self.units: dict[Allocation, int] = {}
-        self.next = 0
+        self.next = 0  # of `tiles`: the oldest without room
+        self.wanted: dict[
+            int, int
+        ] = {}  # PSUM: units that tiles without room need, by position of the first use
+        self.refused: list[int] = []  # PSUM: positions that could start but for room; a heap
+
+    def take(self, position: int) -> bool:
+        """Give room to the tiles that `position` is the first to use, if there is enough."""
+        oldest, reserve, _ = self.tiles[self.next]
+        needed = self.wanted[position] + (0 if position == oldest else reserve)
+        if self.used + needed > self.capacity:
+            return False
+        self.give(position)
+        return True
+
+    def give(self, position: int) -> None:
+        """Give that room, whether there is enough or not."""
+        self.used += self.wanted.pop(position)
+        while self.next < len(self.tiles) and self.tiles[self.next][0] not in self.wanted:
+            self.next += 1
 
 
 class Core:
@@ -179,6 +210,7 @@ class Core:
             MemoryRegion.sbuf: Memory(target.sbuf_usable_bytes_per_partition),
             MemoryRegion.psum: Memory(target.psum_banks),
         }
+        self.psum = self.memories[MemoryRegion.psum]
         self.users: dict[Allocation, int] = {}  # uses of a tile that are still to come
         self.last_use: dict[Allocation, tuple[float, int]] = {}  # (ns, position)
         for position, tiles in enumerate(dependencies.first_writes):
@@ -188,6 +220,9 @@ class Core:
                 units = -(-tile.bytes_per_partition // unit)
                 memory.tiles.append((position, units, tile))
                 memory.units[tile] = units
-                self.waiting[position] += 1
+                if tile.buffer is MemoryRegion.psum:
+                    memory.wanted[position] = memory.wanted.get(position, 0) + units
+                else:
+                    self.waiting[position] += 1
         for tile, positions in dependencies.touches.items():
             self.users[tile] = len(positions)
