@@ -209,6 +209,14 @@ def test_a_wrong_kernel_fails_with_the_limit_that_it_breaks(dtype: str) -> None:
     assert "limit" in done.stdout
 
 
+def test_a_reference_may_stand_beside_its_kernel() -> None:
+    """A reference in the kernel's own file is found, although that file imports nki."""
+    Path("both.py").write_text(KERNEL + "\n\ndef doubled(x):\n    return x * 2\n")
+    done = run("simulate", "both.py:scale", "-i", "x=16x16", "-r", "both.py:doubled")
+    assert done.code == 0, done.stderr
+    assert "passed: relative L2" in done.stdout
+
+
 def test_a_tolerance_is_taken_as_it_is_given() -> None:
     """Two percent off passes with 3e-2 for each element, and fails with 1e-2."""
     command = ("simulate", "kernel.py:scale", "-i", "x=16x16", "-r", "reference.py:wrong_by_two_percent")

@@ -21,7 +21,15 @@ from threadpoolctl import threadpool_limits
 
 from neuron_port.cli.kernel_inputs import Input, bind, read_inputs, read_settings
 from neuron_port.errors import NeuronPortError, UsageError
-from neuron_port.simulator import HbmArray, KernelRun, SimulatorError, load_kernel, run_kernel, to_hbm
+from neuron_port.simulator import (
+    HbmArray,
+    KernelRun,
+    LimitError,
+    SimulatorError,
+    load_kernel,
+    run_kernel,
+    to_hbm,
+)
 from neuron_port.simulator.errors import PACKAGE
 from neuron_port.simulator.limits import Limits
 from neuron_port.simulator.loader import MODULES, PLAIN_MODULES
@@ -118,6 +126,9 @@ def _imports(path: Path) -> Literal["recipe", "any"]:
     return "recipe"
 
 
+LIMIT_OPTIONS = "on the command line: --instruction-limit, --time-limit, --memory-limit"
+
+
 def split_place(text: str) -> tuple[Path, str]:
     """The file and the function of FILE:FUNCTION.
 
@@ -186,7 +197,8 @@ def failures_named(name: str, with_traceback: bool = False) -> Iterator[None]:
         if with_traceback:
             click.echo(traceback.format_exc(), err=True)
         where = f"{error.location}: " if error.location else ""
-        raise KernelError(f"{where}{error.message}", hint=error.hint) from error
+        hint = f"{error.hint} ({LIMIT_OPTIONS})" if isinstance(error, LimitError) else error.hint
+        raise KernelError(f"{where}{error.message}", hint=hint) from error
     except Exception as error:  # the kernel is a stranger's program: any exception is its outcome
         if with_traceback:
             click.echo(traceback.format_exc(), err=True)

@@ -97,8 +97,8 @@ def _load(path: Path) -> ModuleType:
     if str(root) not in sys.path:
         sys.path.append(str(root))
     try:
+        install_as_nki()  # references stand beside kernels, often in one file, and import what those import
         if len(parts) > 1:
-            install_as_nki()  # a library's references stand beside its kernels, and import what those import
             return importlib.import_module(name)
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

@@ -11,6 +11,7 @@ import numpy as np
 from neuron_port.simulator import dtypes
 from neuron_port.simulator.bits import bit_view
 from neuron_port.simulator.errors import ConstraintError, OutOfBoundsError
+from neuron_port.simulator.memory import repeats_elements
 from neuron_port.simulator.tensor import NkiTensor, Shape
 
 
@@ -127,21 +128,3 @@ def static_pattern(tensor: NkiTensor, strides: Sequence[int], counts: Sequence[i
     if view.__class__ is NkiTensor and repeats_elements(strides, counts):
         view.array.flags.writeable = False  # what such a write leaves depends on its order
     return view
-
-
-def repeats_elements(strides: Sequence[int], counts: Sequence[int]) -> bool:
-    """Whether two indices of a pattern address the same element."""
-    steps = sorted((stride, count) for stride, count in zip(strides, counts, strict=True) if count > 1)
-    reach = 0
-    nested = True  # each step leads beyond what the finer ones cover
-    for stride, count in steps:
-        nested = nested and stride > reach
-        reach += stride * (count - 1)
-    if nested:
-        return False
-    if math.prod(counts) > reach + 1:
-        return True
-    offsets = {0}
-    for stride, count in steps:
-        offsets = {offset + stride * index for offset in offsets for index in range(count)}
-    return len(offsets) < math.prod(counts)

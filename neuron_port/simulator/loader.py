@@ -169,6 +169,8 @@ def _function_of(namespace: dict[str, Any], name: str, filename: str) -> Callabl
             if callable(value) and not key.startswith("_") and not isinstance(value, type)
         ]
         raise UnsupportedError(
-            f"`{filename}` defines no kernel `{name}`", hint=f"it defines {', '.join(functions)}"
+            f"`{filename}` defines no kernel `{name}`",
+            hint=f"it defines {', '.join(functions)}",
+            location="",
         )
     return kernel

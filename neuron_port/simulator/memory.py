@@ -6,7 +6,9 @@ A storage that is wholly written carries no mask, so the checks on it cost one c
 from __future__ import annotations
 
 import linecache
+import math
 import re
+from collections.abc import Sequence
 from enum import Enum
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -262,3 +264,21 @@ class _Cover:
             counts -= 1
             change = -int(lengths[counts == 0].sum())
         return change
+
+
+def repeats_elements(strides: Sequence[int], counts: Sequence[int]) -> bool:
+    """Whether two indices of a pattern address the same element."""
+    steps = sorted((stride, count) for stride, count in zip(strides, counts, strict=True) if count > 1)
+    reach = 0
+    nested = True  # each step leads beyond what the finer ones cover
+    for stride, count in steps:
+        nested = nested and stride > reach
+        reach += stride * (count - 1)
+    if nested:
+        return False
+    if math.prod(counts) > reach + 1:
+        return True
+    offsets = {0}
+    for stride, count in steps:
+        offsets = {offset + stride * index for offset in offsets for index in range(count)}
+    return len(offsets) < math.prod(counts)

@@ -11,7 +11,7 @@ from neuron_port.simulator.checks import check_vector_operand
 from neuron_port.simulator.context import current_run
 from neuron_port.simulator.dtypes import FLOAT32, float32
 from neuron_port.simulator.errors import ConstraintError, UnsupportedError
-from neuron_port.simulator.memory import BY_OTHERS
+from neuron_port.simulator.memory import BY_OTHERS, repeats_elements
 from neuron_port.simulator.tensor import NkiTensor
 
 EXACT_INTEGERS = 2**24  # float32 counts exactly up to here
@@ -115,7 +115,15 @@ def store_computed(dst: NkiTensor, values: np.ndarray, writer: int) -> None:
     if isinstance(dst, ComputedTensor):
         dst.store(values, writer)
         return
-    if dst.storage.array.flags.writeable and dst.storage.array.dtype.isbuiltin and dst.array.size:
+    storage = dst.storage
+    moving = [axis for axis, step in enumerate(dst.array.strides) if step]
+    steps, counts = [dst.array.strides[axis] for axis in moving], [dst.array.shape[axis] for axis in moving]
+    if (
+        storage.array.flags.writeable
+        and storage.array.dtype.isbuiltin
+        and len(moving) < dst.array.ndim
+        and not repeats_elements(steps, counts)
+    ):
         _store_last(dst, values, writer)
         return
     refuse_write(dst)

@@ -57,7 +57,7 @@ def test_a_pattern_reads_what_its_strides_address(case: Any) -> None:
 @given(patterns(), st.sampled_from(["memset", "dma_copy", "psum"]))
 @properties
 def test_a_pattern_is_written_unless_its_elements_repeat(case: Any, how: str) -> None:
-    """Distinct elements become what is written and the rest stays; a repeated element has no value of its own."""
+    """Distinct elements become what is written and the rest stays; steps of 0 keep the last, others may not repeat."""
     partitions, width, free, begin = case
     pattern = [[width, partitions], *free]
     shape = (partitions, *[count for _, count in free])
@@ -82,10 +82,12 @@ def test_a_pattern_is_written_unless_its_elements_repeat(case: Any, how: str) ->
         return out
 
     addressed = positions(free, begin)
-    if len(set(addressed)) < len(addressed):
+    moving = positions([[stride, count] for stride, count in free if stride], begin)
+    if len(set(moving)) < len(moving):
         with pytest.raises(UnsupportedError, match="elements repeat"):
             run_kernel(kernel, values)
         return
     expected = np.full((partitions, width), -1.0)
-    expected[:, addressed] = 9.0 if how == "memset" else values.reshape(partitions, -1)
+    for index, element in enumerate(addressed):
+        expected[:, element] = 9.0 if how == "memset" else values.reshape(partitions, -1)[:, index]
     np.testing.assert_array_equal(run_kernel(kernel, values).outputs[0], expected)
