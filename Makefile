@@ -42,6 +42,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/simulator_speed.py
+	$(BIN)/python benchmarks/latency_calibration.py
+	$(BIN)/python benchmarks/latency_order.py
+	$(BIN)/python benchmarks/latency_variants.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/conversion.py
 
