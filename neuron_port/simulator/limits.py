@@ -1,8 +1,8 @@
 """What a run may use: instructions, time, memory, allocations, recursion. Beyond it the kernel ends in an error.
 
 A kernel is a Python program, and a hostile or a mistaken one may loop, allocate or recurse without end. Counting
-is free of cost where instructions are recorded and tensors allocated. The clock needs a second thread, so it runs
-only when a time limit is set. Two things no limit inside the process can stop: one single call into Python's own C
+is free of cost where instructions are recorded and tensors allocated. The clock, which watches the process's memory
+as well, needs a second thread, so it runs only when a time limit is set. Two things no limit inside the process can stop: one single call into Python's own C
 code that takes for ever (10 ** 10 ** 9), and a kernel that catches every exception and goes on; run code that
 nobody has read in a process of its own.
 """
@@ -13,6 +13,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 MIB = 1024**2
 FIRST_HOST_CHECK_BYTES = 256 * MIB  # below this no run looks at the machine's memory
 HOST_RESERVE_BYTES = 256 * MIB  # left to the rest of the machine
+WATCH_SECONDS = 0.05  # between two looks at the memory while a clock runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +161,20 @@ def interrupt(thread_id: int) -> None:
 
 
 class Clock:
-    """Ends the thread that `running` names with TimeUp after some seconds, and again until it has ended."""
+    """Ends the thread that `running` names with TimeUp when its time or memory is up, and again until it has ended.
 
-    def __init__(self, seconds: float, running: Callable[[], int]) -> None:
-        self.seconds = seconds
+    Memory is watched here too, because a kernel can hoard Python objects that no allocation of a tensor shows.
+    """
+
+    def __init__(self, limits: Limits, running: Callable[[], int]) -> None:
+        assert limits.seconds is not None
+        self.seconds = limits.seconds
+        self._host_bytes = limits.host_bytes
         self._running = running
+        self._why = ""
         self._stopped = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="time limit")
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="time and memory limit")
 
     def __enter__(self) -> Clock:
         self._thread.start()
@@ -184,18 +192,34 @@ class Clock:
     def refuse(self, error: TimeUp) -> NoReturn:
         """The error for the caller, at the line that was running."""
         raise LimitError(
-            f"the kernel runs longer than {self.seconds:g} seconds",
+            self._why,
             location=line_of(error),
-            hint="is there a loop without an end? Otherwise raise Limits(seconds=...)",
+            hint="is there a loop without an end? Otherwise raise Limits(seconds=...) or Limits(host_bytes=...)",
         ) from None
 
     def _watch(self) -> None:
-        wait = self.seconds
-        while not self._stopped.wait(wait):
+        end = time.monotonic() + self.seconds
+        while not self._stopped.wait(min(WATCH_SECONDS, max(0.0, end - time.monotonic()))):
+            why = self._excess(time.monotonic() >= end)
+            if why:
+                self._why = self._why or why
+                break
+        while not self._stopped.is_set():
             with self._lock:
                 if not self._stopped.is_set():
                     interrupt(self._running())
-            wait = 0.25
+            self._stopped.wait(0.25)
+
+    def _excess(self, time_is_up: bool) -> str:
+        """What the kernel has too much of; empty if nothing."""
+        if time_is_up:
+            return f"the kernel runs longer than {self.seconds:g} seconds"
+        if self._host_bytes is not None and (held := resident_host_bytes()) > self._host_bytes:
+            return f"the kernel brings the process to {held:,} bytes of host memory; the limit is {self._host_bytes:,}"
+        available = available_host_bytes()
+        if available is not None and available < HOST_RESERVE_BYTES:
+            return f"the kernel leaves the machine with {available:,} bytes of memory"
+        return ""
 
 
 class RecursionLimit:

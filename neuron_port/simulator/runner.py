@@ -187,7 +187,7 @@ def _launch(
             stack.enter_context(RecursionLimit(limits.recursion))
         if limits.seconds is None:
             return _run(function, calls, target, lnc, limits, scheduler)
-        clock = Clock(limits.seconds, scheduler.thread_to_interrupt)
+        clock = Clock(limits, scheduler.thread_to_interrupt)
         try:
             with clock:
                 return _run(function, calls, target, lnc, limits, scheduler)

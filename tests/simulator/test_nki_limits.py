@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from neuron_port.simulator import LimitError, Limits, run_kernel
+from neuron_port.simulator.limits import MIB, resident_host_bytes
 from neuron_port.simulator.nki import isa as nisa
 from neuron_port.simulator.nki import language as nl
 
@@ -83,6 +84,23 @@ def test_time_is_limited(kernel, lnc: int | None) -> None:
     """A loop in plain Python ends by the clock, at its line, on one core and on two."""
     with pytest.raises(LimitError, match=r"test_nki_limits.py:\d+: the kernel runs longer than 0.2 seconds"):
         run_kernel(kernel, X, lnc=lnc, limits=Limits(seconds=0.2))
+
+
+def test_python_objects_count_as_memory_while_a_clock_runs() -> None:
+    """A kernel that hoards what is no tensor ends by the memory limit, at its line; without hoarding it ends well."""
+
+    def hoarding(x, hoards):
+        hoard = []
+        while hoards:
+            hoard.append(b"x" * (MIB + len(hoard)))
+        return repeating(x, 1)
+
+    limits = Limits(seconds=60, host_bytes=resident_host_bytes() + 200 * MIB)
+    run_kernel(hoarding, X, False, limits=limits)
+    with pytest.raises(
+        LimitError, match=r"test_nki_limits.py:\d+: the kernel brings the process to .* host memory"
+    ):
+        run_kernel(hoarding, X, True, limits=limits)
 
 
 @LNC
