@@ -2,9 +2,9 @@
 
 A kernel is a Python program, and a hostile or a mistaken one may loop, allocate or recurse without end. Counting
 is free of cost where instructions are recorded and tensors allocated. The clock, which watches the process's memory
-as well, needs a second thread, so it runs only when a time limit is set. Two things no limit inside the process can stop: one single call into Python's own C
-code that takes for ever (10 ** 10 ** 9), and a kernel that catches every exception and goes on; run code that
-nobody has read in a process of its own.
+as well, needs a second thread, so it runs only when a time limit is set. Two things no limit inside the process can
+stop: one single call into Python's own C code that takes for ever (10 ** 10 ** 9), and a kernel that catches every
+exception and goes on; run code that nobody has read in a process of its own.
 """
 
 from __future__ import annotations
