@@ -72,18 +72,14 @@ def _mamba(
 
 
 def _examples() -> list[Example]:
+    """In this order, because they share one stream of random numbers."""
+    return [*_products(), *_scans(), *_additions(), *_layouts()]
+
+
+def _products() -> list[Example]:
+    """The matrix products of the tutorial."""
     left, right = _normal(1024, 4096, dtype=BF16), _normal(1024, 2048, dtype=BF16)
     matmul = "matrix_multiplication/matrix_multiplication_nki_kernels.py"
-    mamba_inputs = (
-        np.abs(_normal(1, 256, 512)),
-        _normal(1, 256, 512),
-        -np.abs(_normal(256, 16)),
-        _normal(1, 16, 512),
-        _normal(1, 16, 512),
-    )
-    a, b = _normal(256, 1024, dtype=BF16), _normal(256, 1024, dtype=BF16)
-    image, wide = _normal(2, 6, 6, dtype=BF16), _normal(256, 512)
-    integers = np.arange(60, dtype=np.int8).reshape(5, 12)
     return [
         *(
             Example(
@@ -102,6 +98,36 @@ def _examples() -> list[Example]:
             expected=_product,
             relative=4e-3,
         ),
+    ]
+
+
+def _scans() -> list[Example]:
+    """The three versions of Mamba."""
+    mamba_inputs = (
+        np.abs(_normal(1, 256, 512)),
+        _normal(1, 256, 512),
+        -np.abs(_normal(256, 16)),
+        _normal(1, 16, 512),
+        _normal(1, 16, 512),
+    )
+    return [
+        *(
+            Example(
+                file="fused_mamba/mamba_nki_kernels.py",
+                kernel=f"mamba_v{version}",
+                inputs=mamba_inputs,
+                expected=_mamba,
+                relative=1e-5,
+            )
+            for version in (1, 2, 3)
+        ),
+    ]
+
+
+def _additions() -> list[Example]:
+    """What guides begin with."""
+    a, b = _normal(256, 1024, dtype=BF16), _normal(256, 1024, dtype=BF16)
+    return [
         Example(
             file="tensor_addition/tensor_addition_nki_kernels.py",
             kernel="nki_tensor_add",
@@ -124,6 +150,14 @@ def _examples() -> list[Example]:
             inputs=(_normal(128, 512), _normal(128, 512)),
             expected=lambda a, b: a + b,
         ),
+    ]
+
+
+def _layouts() -> list[Example]:
+    """Transposition, pooling, indexing and layout."""
+    image, wide = _normal(2, 6, 6, dtype=BF16), _normal(256, 512)
+    integers = np.arange(60, dtype=np.int8).reshape(5, 12)
+    return [
         Example(
             file="transpose2d/transpose2d_nki_kernels.py",
             kernel="tensor_transpose2D_kernel_",
@@ -162,16 +196,6 @@ def _examples() -> list[Example]:
             inputs=(wide,),
             expected=np.exp,
             refused="256",
-        ),
-        *(
-            Example(
-                file="fused_mamba/mamba_nki_kernels.py",
-                kernel=f"mamba_v{version}",
-                inputs=mamba_inputs,
-                expected=_mamba,
-                relative=1e-5,
-            )
-            for version in (1, 2, 3)
         ),
     ]
 
@@ -212,7 +236,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkout", type=Path, help="path of a checkout of aws-neuron/aws-neuron-sdk")
-    folder = parser.parse_args().checkout / "nki/examples"
+    checkout = parser.parse_args().checkout
+    folder = checkout / "nki/examples"
+    if not folder.is_dir():
+        sys.exit(f"`{checkout}` is no checkout of aws-neuron-sdk: it has no folder `nki/examples`")
     good = 0
     examples = _examples()
     for example in examples:

@@ -204,8 +204,9 @@ def gather(
 
 def test_a_legal_gather_passes():
     """The parts that the next test breaks one by one are legal."""
-    gather()
-    gather(use=lambda dst, tile, view: nisa.tensor_tensor(dst, view, tile[:, 0:4], nl.add))
+    np.testing.assert_array_equal(gather().outputs[0], np.ones((32, 4)))
+    added = gather(use=lambda dst, tile, view: nisa.tensor_tensor(dst, view, tile[:, 0:4], nl.add))
+    np.testing.assert_array_equal(added.outputs[0], np.full((32, 4), 2.0))
 
 
 @pytest.mark.parametrize(

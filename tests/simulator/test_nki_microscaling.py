@@ -9,7 +9,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from neuron_port.simulator import AccumulationError, ConstraintError, UnwrittenReadError, run_kernel
+from neuron_port.simulator import (
+    AccumulationError,
+    ConstraintError,
+    KernelRun,
+    UnwrittenReadError,
+    run_kernel,
+)
 from neuron_port.simulator.nki import isa as nisa
 from neuron_port.simulator.nki import language as nl
 
@@ -268,7 +274,7 @@ def quantize(
     first: int = 0,
     buffer: Any = None,
     target: str = "trn3",
-) -> None:
+) -> KernelRun:
     """One quantize_mx whose every operand can be chosen; the defaults are legal."""
 
     def kernel(x: Any) -> Any:
@@ -281,14 +287,13 @@ def quantize(
         nisa.dma_copy(out, x)
         return out
 
-    run_kernel(kernel, np.zeros((1, 1), np.float32), target=target)
+    return run_kernel(kernel, np.zeros((1, 1), np.float32), target=target)
 
 
 def test_a_legal_quantize_mx_passes():
     """The operands that the next test breaks one by one are legal."""
-    quantize()
-    quantize(first=4)
-    quantize(shape=(32, 32), data=(32, 8), scale=(4, 8))
+    for run in (quantize(), quantize(first=4), quantize(shape=(32, 32), data=(32, 8), scale=(4, 8))):
+        assert run.trace.counts_by_opcode()["quantize_mx"] == 1
 
 
 @pytest.mark.parametrize(
@@ -323,7 +328,7 @@ def multiply(
     buffer: Any = None,
     written: int = 64,
     target: str = "trn3",
-) -> None:
+) -> KernelRun:
     """One nc_matmul_mx of zeros whose every operand can be chosen; the defaults are legal."""
 
     def kernel(x: Any) -> Any:
@@ -340,14 +345,14 @@ def multiply(
         nisa.dma_copy(out, x)
         return out
 
-    run_kernel(kernel, np.zeros((1, 1), np.float32), target=target)
+    return run_kernel(kernel, np.zeros((1, 1), np.float32), target=target)
 
 
 def test_a_legal_nc_matmul_mx_passes():
     """The operands that the next test breaks one by one are legal, up to all of PSUM as destination."""
-    multiply()
-    multiply(right=(64, 4096), product=(8, 4096))
-    multiply(right=(64, 8192), product=(8, 8192), dtype=nl.bfloat16)
+    whole = multiply(right=(64, 4096), product=(8, 4096))
+    narrow = multiply(right=(64, 8192), product=(8, 8192), dtype=nl.bfloat16)
+    assert [run.peak_psum_banks for run in (multiply(), whole, narrow)] == [1, 8, 8]
 
 
 @pytest.mark.parametrize(

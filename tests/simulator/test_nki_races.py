@@ -138,40 +138,32 @@ def test_only_the_last_writes_decide(x: np.ndarray) -> None:
         run_kernel(kernel, x, True, lnc=2)
 
 
+def scattering(x, index):
+    """Each core scatters its half of the rows, marked, to where `index` says."""
+    core = nl.program_id(0)
+    mine = slice(core * 64, core * 64 + 64)
+    tile, rows = marked(x), loaded(index)
+    out = nl.zeros((ROWS, COLUMNS), x.dtype, nl.shared_hbm)
+    nisa.dma_copy(out.ap([[COLUMNS, 64], [1, COLUMNS]], vector_offset=rows[mine]), tile[mine])
+    return out
+
+
 def test_scattered_rows_race_by_row(x: np.ndarray, rng: np.random.Generator) -> None:
     """Scatters of both cores race only where their indices meet."""
-
-    def kernel(x, index):
-        core = nl.program_id(0)
-        mine = slice(core * 64, core * 64 + 64)
-        tile, rows = marked(x), loaded(index)
-        out = nl.zeros((ROWS, COLUMNS), x.dtype, nl.shared_hbm)
-        nisa.dma_copy(out.ap([[COLUMNS, 64], [1, COLUMNS]], vector_offset=rows[mine]), tile[mine])
-        return out
-
     index = rng.permutation(ROWS).astype(np.int32).reshape(ROWS, 1)
-    out = run_kernel(kernel, x, index, lnc=2).outputs[0]
+    out = run_kernel(scattering, x, index, lnc=2).outputs[0]
     np.testing.assert_array_equal(out[index[:64, 0]], x[:64])
     index[100] = index[3]
     with pytest.raises(RaceError, match=r"core 0 writes .* core 1 writes"):
-        run_kernel(kernel, x, index, lnc=2)
+        run_kernel(scattering, x, index, lnc=2)
 
 
 def test_a_sink_for_padding_warns(x: np.ndarray, rng: np.random.Generator) -> None:
     """A row that a core by itself scatters into twice is one that nobody reads: both cores may send padding there."""
-
-    def kernel(x, index):
-        core = nl.program_id(0)
-        mine = slice(core * 64, core * 64 + 64)
-        tile, rows = marked(x), loaded(index)
-        out = nl.zeros((ROWS, COLUMNS), x.dtype, nl.shared_hbm)
-        nisa.dma_copy(out.ap([[COLUMNS, 64], [1, COLUMNS]], vector_offset=rows[mine]), tile[mine])
-        return out
-
     index = rng.permutation(ROWS).astype(np.int32).reshape(ROWS, 1)
     sink = index[3, 0]
     index[4] = index[100] = sink
-    warnings = run_kernel(kernel, x, index, lnc=2).warnings
+    warnings = run_kernel(scattering, x, index, lnc=2).warnings
     assert any(f"scatter into the same row {sink}" in warning for warning in warnings)
 
 
@@ -213,5 +205,6 @@ def test_gathered_rows_race_by_row(x: np.ndarray) -> None:
 
 
 def test_a_read_of_an_input_is_no_race(x: np.ndarray) -> None:
-    """Both cores may read the same input without order."""
-    run_kernel(written_in_parts(lambda core: slice(core * 32, core * 32 + 32)), x, lnc=2)
+    """Both cores may read the same input without order, and each writes what it read plus its number."""
+    run = run_kernel(written_in_parts(lambda core: slice(core * 32, core * 32 + 32)), x, lnc=2)
+    np.testing.assert_array_equal(run.outputs[0], x + np.repeat(np.float32([0, 1]), 32))

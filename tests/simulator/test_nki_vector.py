@@ -11,25 +11,9 @@ from hypothesis import strategies as st
 from neuron_port.simulator import ConstraintError
 from neuron_port.simulator.nki import isa as nisa
 from neuron_port.simulator.nki import language as nl
+from tests.simulator.properties.property_reference import ARITHMETIC
 
 bf16 = ml_dtypes.bfloat16
-
-BINARY = {
-    "add": lambda a, b: a + b,
-    "subtract": lambda a, b: a - b,
-    "multiply": lambda a, b: a * b,
-    "maximum": lambda a, b: np.where(a > b, a, b),
-    "minimum": lambda a, b: np.where(a < b, a, b),
-    "equal": lambda a, b: (a == b) * 1.0,
-    "not_equal": lambda a, b: (a != b) * 1.0,
-    "greater": lambda a, b: (a > b) * 1.0,
-    "greater_equal": lambda a, b: (a >= b) * 1.0,
-    "less": lambda a, b: (a < b) * 1.0,
-    "less_equal": lambda a, b: (a <= b) * 1.0,
-    "logical_and": lambda a, b: ((a != 0) & (b != 0)) * 1.0,
-    "logical_or": lambda a, b: ((a != 0) | (b != 0)) * 1.0,
-    "logical_xor": lambda a, b: ((a != 0) ^ (b != 0)) * 1.0,
-}
 
 
 def halves(rng, shape):
@@ -37,24 +21,24 @@ def halves(rng, shape):
     return (rng.integers(-6, 7, shape) / 2).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("name", ARITHMETIC)
 @pytest.mark.parametrize("dtype", [np.float32, bf16, np.float16, np.int32])
 def test_tensor_tensor_follows_numpy(on_tiles, rng, name, dtype):
     """Each binary operator computes elementwise in float32 and rounds once to dst's dtype."""
     a, b = halves(rng, (5, 7)).astype(dtype), halves(rng, (5, 7)).astype(dtype)
-    expected = BINARY[name](a.astype(np.float32), b.astype(np.float32))
+    expected = ARITHMETIC[name](a.astype(np.float32), b.astype(np.float32))
     result = on_tiles(lambda dst, x, y: nisa.tensor_tensor(dst, x, y, getattr(nl, name)), a, b)
     np.testing.assert_array_equal(result, expected)
 
 
-@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("name", ARITHMETIC)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("vector", [False, True])
 def test_tensor_scalar_follows_numpy(on_tiles, rng, name, reverse, vector):
     """tensor_scalar broadcasts a number or a column, on either side of the operator."""
     a, column = halves(rng, (6, 9)), halves(rng, (6, 1))
     other = column if vector else np.float32(1.5)
-    expected = BINARY[name](other, a) if reverse else BINARY[name](a, other)
+    expected = ARITHMETIC[name](other, a) if reverse else ARITHMETIC[name](a, other)
 
     def body(dst, x, c):
         nisa.tensor_scalar(dst, x, getattr(nl, name), c if vector else 1.5, reverse0=reverse)

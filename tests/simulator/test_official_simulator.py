@@ -230,7 +230,7 @@ def simulated_by(package: ModuleType, source: str, name: str) -> Callable[..., n
     return package.simulate(package.jit(namespace[name]))
 
 
-def differences(theirs: Callable[..., Any], ours: Callable[..., Any], name: str) -> None:
+def assert_agreement(theirs: Callable[..., Any], ours: Callable[..., Any], name: str) -> None:
     """Run one case on both and compare."""
     inputs, tolerance = CASES[name]
     expected, got = (np.asarray(run(*[array.copy() for array in inputs])) for run in (theirs, ours))
@@ -251,7 +251,7 @@ def test_kernels_agree_with_the_official_simulator(name: str, monkeypatch: pytes
         pytest.skip(reason)
     monkeypatch.setenv("NEURON_PLATFORM_TARGET_OVERRIDE", "trn2")
     theirs = simulated_by(package, SOURCE, name)
-    differences(theirs, simulate(load_kernel_source(SOURCE, name), target="trn2"), name)
+    assert_agreement(theirs, simulate(load_kernel_source(SOURCE, name), target="trn2"), name)
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize("name", CASES)
 def test_the_harness_runs_every_case(stand_in: ModuleType, name: str) -> None:
     """Every kernel of the comparison runs, by the same calls that AWS's package gets."""
-    differences(simulated_by(stand_in, SOURCE, name), simulate(load_kernel_source(SOURCE, name)), name)
+    assert_agreement(simulated_by(stand_in, SOURCE, name), simulate(load_kernel_source(SOURCE, name)), name)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -279,7 +279,7 @@ def test_the_harness_notices_a_difference(stand_in: ModuleType, name: str) -> No
         return (result + 1 if result.dtype.kind in "iu" else result * 1.01).astype(result.dtype)
 
     with pytest.raises(AssertionError):
-        differences(wrong, simulate(load_kernel_source(SOURCE, name)), name)
+        assert_agreement(wrong, simulate(load_kernel_source(SOURCE, name)), name)
 
 
 def test_a_placeholder_is_not_taken_for_the_official_package(monkeypatch: pytest.MonkeyPatch) -> None:

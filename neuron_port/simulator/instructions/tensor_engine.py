@@ -102,24 +102,8 @@ def nc_matmul(
     overwrite = True if is_transpose and not accumulate else overwrites(run.target, dst, accumulate)
     if is_transpose and overwrite is True:
         write(dst, _transposed(run, left, right, m, n), BY_MATMUL)
-    elif dst.dtype is not float32 or not out.flags.writeable:
-        accumulate_rounded(dst, np.matmul(left.T, right), overwrite)
-    elif overwrite is True:
-        if out.ndim == 2:
-            np.matmul(left.T, right, out=out)
-        else:
-            out[...] = np.matmul(left.T, right).reshape(out.shape)
-        dst.storage.mark_written(dst, BY_MATMUL)
     else:
-        product = _product(run, left.T, right, m, n)
-        if out.ndim != 2:
-            product = product.reshape(out.shape)
-        if overwrite is False:
-            out += product
-        else:
-            np.add(product, out, out=product, where=~overwrite)
-            out[...] = product
-        dst.storage.mark_written(dst, BY_MATMUL)
+        _multiply(run, dst, left, right, overwrite)
     macs = k * m * n
     run.macs += macs
     tiles = (dst, stationary, moving)
@@ -142,6 +126,26 @@ def nc_matmul(
         tile_size=tuple(tile_size),
         perf_mode="double_row" if double_row else "none",
     )
+
+
+def _multiply(run: Run, dst: NkiTensor, left: np.ndarray, right: np.ndarray, overwrite: Any) -> None:
+    """dst = or += left [K, M] transposed @ right [K, N]; `overwrite` as `overwrites` gives it."""
+    out = dst.array
+    if dst.dtype is not float32 or not out.flags.writeable:
+        accumulate_rounded(dst, np.matmul(left.T, right), overwrite)
+        return
+    if overwrite is True and out.ndim == 2:
+        np.matmul(left.T, right, out=out)
+    else:
+        product = _product(run, left.T, right, left.shape[1], right.shape[1]).reshape(out.shape)
+        if overwrite is True:
+            out[...] = product
+        elif overwrite is False:
+            out += product
+        else:
+            np.add(product, out, out=product, where=~overwrite)
+            out[...] = product
+    dst.storage.mark_written(dst, BY_MATMUL)
 
 
 def _is_double_row(perf_mode: Any) -> bool:

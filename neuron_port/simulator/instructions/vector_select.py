@@ -144,36 +144,12 @@ def range_select(
     i = range_start + position in the free dimensions; bounds are float32 [P, 1]. From NeuronCore-v3 on.
     reduce_res [P, 1] = the maximum of each partition's results before they are rounded to dst's dtype.
     """
-    check_generation("range_select", 3)
     check_tiles("range_select", ("dst", "on_true_tile"), dst, on_true_tile)
-    for label, op in (("comp_op0", comp_op0), ("comp_op1", comp_op1)):
-        if op not in (equal, less, less_equal, greater, greater_equal):
-            raise ConstraintError(
-                f"range_select: {label} {op!r} cannot compare",
-                hint="use nl.equal, less, less_equal, greater or greater_equal",
-            )
-    if not on_true_tile.dtype.is_float:
-        raise ConstraintError(f"range_select: on_true_tile {on_true_tile!r} must have a float dtype")
-    for label, bound in (("bound0", bound0), ("bound1", bound1)):
-        if not isinstance(bound, NkiTensor):
-            raise ConstraintError(f"range_select: {label} is {bound!r}, must be a (P, 1) float32 tile")
-        check_dtype("range_select", label, bound, (float32,))
-    if np.float32(on_false_value) != np.float32(FLOAT32_MIN):  # the documents write -3.4028235e+38
-        raise ConstraintError(
-            f"range_select: on_false_value is {on_false_value!r}, must be {FLOAT32_MIN!r}",
-            hint="leave it out; the hardware knows no other value",
-        )
+    _check_range_select(on_true_tile, (comp_op0, comp_op1), (bound0, bound1), range_start, on_false_value)
     _check_maximum("range_select", reduce_op)
     values = read(on_true_tile)
     partitions = values.shape[0]
     free = values.size // partitions
-    if not isinstance(range_start, int | np.integer):
-        raise ConstraintError(f"range_select: range_start is {range_start!r}, must be a compile-time integer")
-    if range_start + free > 2**24:
-        raise ConstraintError(
-            f"range_select: range_start {range_start} and {free} elements pass 2**24, where float32 counts exactly",
-            hint="move range_start and the bounds down by the same amount",
-        )
     positions = np.arange(range_start, range_start + free, dtype=np.int64).astype(FLOAT32)
     rows = values.reshape(partitions, free)
     inside = comp_op0.alu(positions, scalar_or_vector("range_select", "bound0", bound0, rows)) & comp_op1.alu(
@@ -194,6 +170,42 @@ def range_select(
 
 
 @takes_indirection("dst", "data")
+def _check_range_select(
+    on_true_tile: NkiTensor,
+    operators: tuple[Operator, Operator],
+    bounds: tuple[NkiTensor, NkiTensor],
+    range_start: int,
+    on_false_value: float,
+) -> None:
+    """What range_select asks of its operands, besides equal sizes."""
+    check_generation("range_select", 3)
+    for label, op in zip(("comp_op0", "comp_op1"), operators, strict=True):
+        if op not in (equal, less, less_equal, greater, greater_equal):
+            raise ConstraintError(
+                f"range_select: {label} {op!r} cannot compare",
+                hint="use nl.equal, less, less_equal, greater or greater_equal",
+            )
+    if not on_true_tile.dtype.is_float:
+        raise ConstraintError(f"range_select: on_true_tile {on_true_tile!r} must have a float dtype")
+    for label, bound in zip(("bound0", "bound1"), bounds, strict=True):
+        if not isinstance(bound, NkiTensor):
+            raise ConstraintError(f"range_select: {label} is {bound!r}, must be a (P, 1) float32 tile")
+        check_dtype("range_select", label, bound, (float32,))
+    if np.float32(on_false_value) != np.float32(FLOAT32_MIN):  # the documents write -3.4028235e+38
+        raise ConstraintError(
+            f"range_select: on_false_value is {on_false_value!r}, must be {FLOAT32_MIN!r}",
+            hint="leave it out; the hardware knows no other value",
+        )
+    free = on_true_tile.size // on_true_tile.array.shape[0]
+    if not isinstance(range_start, int | np.integer):
+        raise ConstraintError(f"range_select: range_start is {range_start!r}, must be a compile-time integer")
+    if range_start + free > 2**24:
+        raise ConstraintError(
+            f"range_select: range_start {range_start} and {free} elements pass 2**24, where float32 counts exactly",
+            hint="move range_start and the bounds down by the same amount",
+        )
+
+
 def tensor_scalar_reduce(
     dst: NkiTensor,
     data: NkiTensor,

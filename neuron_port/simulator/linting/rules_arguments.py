@@ -44,10 +44,8 @@ def _short(name: str) -> str:
     return {"nki.isa": "nisa.", "nki.language": "nl."}.get(module, module + ".") + function
 
 
-def _check_parameters(
-    report: Report, call: ast.Call, name: str, signature: Signature, code: FunctionCode
-) -> None:
-    """Unknown, repeated and missing arguments."""
+def _check_keywords(report: Report, call: ast.Call, name: str, signature: Signature) -> bool:
+    """Keywords that no version takes, or no version any longer; whether there is one of the latter."""
     function = name.rpartition(".")[2]
     is_instruction = name.startswith("nki.isa.")
     old_style = False
@@ -79,6 +77,15 @@ def _check_parameters(
                 f"{_short(name)} takes no `{keyword.arg}=`",
                 _nearest(keyword.arg, signature),
             )
+    return old_style
+
+
+def _check_parameters(
+    report: Report, call: ast.Call, name: str, signature: Signature, code: FunctionCode
+) -> None:
+    """Unknown, repeated and missing arguments."""
+    is_instruction = name.startswith("nki.isa.")
+    old_style = _check_keywords(report, call, name, signature)
     if any(isinstance(value, ast.Starred) for value in call.args) or any(
         k.arg is None for k in call.keywords
     ):
@@ -92,6 +99,11 @@ def _check_parameters(
         )
         report.malformed.add(call)
         return
+    _check_places(report, call, name, signature, old_style)
+
+
+def _check_places(report: Report, call: ast.Call, name: str, signature: Signature, old_style: bool) -> None:
+    """Too many, misplaced, repeated and missing arguments."""
     given = {keyword.arg for keyword in call.keywords}
     positional = signature.parameters[: len(call.args)]
     repeated = [parameter for parameter in positional if parameter in given]
