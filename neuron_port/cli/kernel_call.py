@@ -84,6 +84,11 @@ def prepare(
     path, name = split_place(kernel)
     with failures_named(name):
         function = load_kernel(path, name, imports=_imports(path))
+        limits = Limits(
+            seconds=time_limit,
+            instructions=instruction_limit,
+            host_bytes=None if memory_limit is None else int(memory_limit * GIB),
+        )
     plain = getattr(function, "function", function)
     arrays = read_inputs(inputs, seed)
     chosen = read_settings(settings, getattr(plain, "__globals__", {}))
@@ -101,11 +106,7 @@ def prepare(
         arguments=arguments,
         target=target,
         lnc=lnc,
-        limits=Limits(
-            seconds=time_limit,
-            instructions=instruction_limit,
-            host_bytes=None if memory_limit is None else int(memory_limit * GIB),
-        ),
+        limits=limits,
     )
 
 

@@ -44,6 +44,13 @@ class Limits:
     host_bytes: int | None = None
     recursion: int | None = None  # Python calls within each other; None: Python's own limit
 
+    def __post_init__(self) -> None:
+        if self.host_bytes is not None and not resident_host_bytes():
+            raise LimitError(
+                f"host_bytes={self.host_bytes:,} cannot be watched: this system does not tell a process its memory",
+                hint="leave host_bytes out (--memory-limit on the command line)",
+            )
+
 
 DEFAULT_LIMITS = Limits()
 

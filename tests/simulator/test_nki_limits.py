@@ -86,6 +86,15 @@ def test_time_is_limited(kernel, lnc: int | None) -> None:
         run_kernel(kernel, X, lnc=lnc, limits=Limits(seconds=0.2))
 
 
+def test_a_memory_limit_that_cannot_be_watched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system does not tell the process's memory, asking for a limit is an error, not a wish."""
+    assert Limits(host_bytes=MIB).host_bytes == MIB
+    monkeypatch.setattr("neuron_port.simulator.limits.resident_host_bytes", lambda: 0)
+    assert Limits().host_bytes is None
+    with pytest.raises(LimitError, match="cannot be watched"):
+        Limits(host_bytes=MIB)
+
+
 def test_python_objects_count_as_memory_while_a_clock_runs() -> None:
     """A kernel that hoards what is no tensor ends by the memory limit, at its line; without hoarding it ends well."""
 
