@@ -19,6 +19,8 @@ from neuron_port.types import WeightSource
 
 GENERATIONS = ("gen2", "gen3")
 CaseKind = Literal["ordinary", "tail", "stress", "large"]
+# How activations are drawn (`parity/draw.py`). What a kernel may get away with on normal values, it does not on these.
+Style = Literal["normal", "constant rows", "outliers", "one hot", "clustered", "long tail", "signed zeros"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,22 @@ class Case:
     sizes: Mapping[str, int]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     scale: float = 1.0  # multiplies the activations
+    style: Style = "normal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The values that a named size may take: multiples of `multiple` from `least` to `most`, both included.
+
+    Cases name sizes; a kernel must be right for all values, and is tried on some that it has not been shown.
+    """
+
+    least: int
+    most: int
+    multiple: int = 1
+
+    def __contains__(self, value: int) -> bool:
+        return self.least <= value <= self.most and value % self.multiple == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +93,7 @@ class Recipe:
             `draw` offers normal(shape), integers(low, high, shape) and weight(shape).
         flops: flops(shapes of the operator's tensors) -> floating point operations of TensorE (2 per multiply-add).
         cases: problems beyond those that models bring.
+        sizes: which values the sizes of `cases` may take; a size that is not named stays as the cases have it.
     """
 
     name: str
@@ -87,6 +106,7 @@ class Recipe:
     inputs: Callable[..., tuple[Any, ...]]
     flops: Callable[..., int]
     cases: tuple[Case, ...]
+    sizes: Mapping[str, Size] = field(default_factory=dict)
     tolerance: Tolerance = Tolerance()
     version: str = "1"
     generations: tuple[str, ...] = GENERATIONS
@@ -103,18 +123,34 @@ class Recipe:
     @property
     def tensor_arguments(self) -> tuple[str, ...]:
         """Names of the operator's tensor arguments, in order."""
-        return tuple(name for kind, name in self._arguments() if kind.startswith("Tensor"))
+        return tensor_arguments(self.schema)
 
     @property
     def attribute_arguments(self) -> tuple[str, ...]:
         """Names of the operator's other arguments, in order."""
-        return tuple(name for kind, name in self._arguments() if not kind.startswith("Tensor"))
+        return attribute_arguments(self.schema)
 
     @property
     def result_count(self) -> int:
-        return self.schema.split("->")[1].count("Tensor")
+        return result_count(self.schema)
 
-    def _arguments(self) -> list[tuple[str, str]]:
-        inside = self.schema[self.schema.index("(") + 1 : self.schema.index("->")].rstrip().removesuffix(")")
-        pairs = [part.split("=")[0].strip().rsplit(" ", 1) for part in inside.split(",")]
-        return [(kind.strip(), name.strip()) for kind, name in pairs]
+
+def tensor_arguments(schema: str) -> tuple[str, ...]:
+    """Names of the tensor arguments of an operator's schema, in order."""
+    return tuple(name for kind, name in _arguments(schema) if kind.startswith("Tensor"))
+
+
+def attribute_arguments(schema: str) -> tuple[str, ...]:
+    """Names of the other arguments of an operator's schema, in order."""
+    return tuple(name for kind, name in _arguments(schema) if not kind.startswith("Tensor"))
+
+
+def result_count(schema: str) -> int:
+    """How many tensors the operator returns."""
+    return schema.split("->")[1].count("Tensor")
+
+
+def _arguments(schema: str) -> list[tuple[str, str]]:
+    inside = schema[schema.index("(") + 1 : schema.index("->")].rstrip().removesuffix(")")
+    pairs = [part.split("=")[0].strip().rsplit(" ", 1) for part in inside.split(",")]
+    return [(kind.strip(), name.strip()) for kind, name in pairs]
