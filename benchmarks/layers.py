@@ -21,7 +21,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from neuron_port.execution import simulated_operator, to_numpy
-from neuron_port.parity.recipe_cases import Draw
+from neuron_port.parity.draw import Draw
 from neuron_port.registry import RegisteredRecipe, Registry
 
 TARGET = "trn2"

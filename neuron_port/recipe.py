@@ -18,6 +18,7 @@ from typing import Any, Literal
 from neuron_port.types import WeightSource
 
 GENERATIONS = ("gen2", "gen3")
+NKI_VERSION = "0.6"  # of the language that kernels are written in, and that the simulator speaks
 CaseKind = Literal["ordinary", "tail", "stress", "large"]
 # How activations are drawn (`parity/draw.py`). What a kernel may get away with on normal values, it does not on these.
 Style = Literal["normal", "constant rows", "outliers", "one hot", "clustered", "long tail", "signed zeros"]
@@ -112,7 +113,7 @@ class Recipe:
     generations: tuple[str, ...] = GENERATIONS
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     license: str = "Apache-2.0"
-    nki_version: str = "0.6"
+    nki_version: str = NKI_VERSION
 
     @property
     def documentation(self) -> str:

@@ -2,12 +2,17 @@
 
 Listing imports no torch: a recipe's reference and kernel are loaded when they are first used. A folder that cannot
 be loaded stops the run with its own traceback line; it is never skipped.
+
+A folder with a `draft.json` holds a kernel that a language model wrote (`drafting/folder.py`). It serves like a recipe
+while what was verified is what is there; a stale draft is kept apart, by name and with the reason, and serves nothing.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
+import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +23,11 @@ from types import ModuleType
 from typing import Any
 
 from neuron_port.errors import RecipeError
-from neuron_port.recipe import Recipe
+from neuron_port.recipe import NKI_VERSION, Recipe
+from neuron_port.task import VERIFIER_VERSION
 from neuron_port.types import Kernel
 
+DRAFT_FILE = "draft.json"
 _PACKAGE = Path(__file__).parent
 
 
@@ -41,6 +48,11 @@ class RegisteredRecipe:
     def name(self) -> str:
         return self.recipe.name
 
+    @property
+    def is_draft(self) -> bool:
+        """Whether a language model wrote the kernel, and no person has adopted it: it runs in a sandbox."""
+        return (self.folder / DRAFT_FILE).is_file()
+
     @cached_property
     def kernel(self) -> Kernel:
         """The NKI source, as it is shipped."""
@@ -48,7 +60,7 @@ class RegisteredRecipe:
             name=self.name,
             source=self._read("kernel.py"),
             entry_point=self.name,
-            origin="recipe",
+            origin="draft" if self.is_draft else "recipe",
             nki_version=self.recipe.nki_version,
         )
 
@@ -72,16 +84,25 @@ class RegisteredRecipe:
 
 
 class Registry(Mapping[str, RegisteredRecipe]):
-    """All recipes by name, in the order of their folders' names."""
+    """All recipes by name, in the order of their folders' names.
+
+    `stale`: drafts that are not used, by name, each with the reason.
+    """
 
     def __init__(self, *folders: Path) -> None:
         self._recipes: dict[str, RegisteredRecipe] = {}
+        self.stale: dict[str, str] = {}
         for folder in folders or (data_folder("recipes"),):
             if not folder.is_dir():
                 raise RecipeError(f"No recipe folder at: `{folder}`")
             for path in sorted(folder.iterdir()):
                 if path.is_dir() and not path.name.startswith((".", "_")):
-                    self._add(_load(path))
+                    found = load_recipe(path)
+                    reason = stale_reason(found)
+                    if reason is None:
+                        self._add(found)
+                    else:
+                        self.stale[found.name] = reason
 
     def _add(self, found: RegisteredRecipe) -> None:
         earlier = self._recipes.get(found.name)
@@ -93,6 +114,8 @@ class Registry(Mapping[str, RegisteredRecipe]):
         self._recipes[found.name] = found
 
     def __getitem__(self, name: str) -> RegisteredRecipe:
+        if name in self.stale and name not in self._recipes:
+            raise RecipeError(f"Draft `{name}` is not used: {self.stale[name]}", hint=STALE_CURE)
         if name not in self._recipes:
             near = difflib.get_close_matches(name, self._recipes, n=1)
             hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(self._recipes)}"
@@ -112,7 +135,40 @@ class Registry(Mapping[str, RegisteredRecipe]):
         return [found for found in self._recipes.values() if found.recipe.operation == operation]
 
 
-def _load(folder: Path) -> RegisteredRecipe:
+STALE_CURE = "Verify it again: neuron-port draft drafts it anew where it is no longer right."
+
+
+def stale_reason(found: RegisteredRecipe) -> str | None:
+    """Why a draft must not be used: what was verified is not what is here. None: it may be, or it is no draft.
+
+    Raises:
+        RecipeError: its draft.json cannot be read.
+    """
+    if not found.is_draft:
+        return None
+    path = found.folder / DRAFT_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        dialect, verifier = record["nki_version"], record["verifier_version"]
+        verified = record["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{path} is damaged: {type(error).__name__}: {error}", hint="Draft it again.") from error
+    if dialect != NKI_VERSION:
+        return f"it was verified under NKI {dialect}, this is NKI {NKI_VERSION}"
+    if verifier != VERIFIER_VERSION:
+        return f"version {verifier} of the verifier admitted it, this is version {VERIFIER_VERSION}"
+    for file, digest in verified.items():
+        if hashlib.sha256(found.source_text(file).encode()).hexdigest() != digest:
+            return f"its {file} is not the one that was verified"
+    return None
+
+
+def load_recipe(folder: Path) -> RegisteredRecipe:
+    """The recipe in one folder, a stale draft too.
+
+    Raises:
+        RecipeError: it does not load; the message names file and line.
+    """
     module = _execute(folder / "recipe.py", f"neuron_port_recipes.{folder.name}.recipe")
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):

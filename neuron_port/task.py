@@ -17,6 +17,9 @@ from neuron_port.recipe import Case, Size, Tolerance, attribute_arguments, resul
 from neuron_port.types import digest
 
 Language = Literal["triton", "cuda", "pytorch"]
+# Of everything that judges drafts: the grader, its cases, the simulator's rules. Raised when a kernel that passed
+# before might not pass any more; drafts that an older one admitted are not used until they are verified again.
+VERIFIER_VERSION = "1"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,12 @@ STAGES: tuple[Stage, ...] = ("nothing", "parsed", "linted", "ran", "public", "hi
 class Verdict:
     """What was found about one candidate by one grading.
 
-    `error_class` is short and stable ("syntax", "forbidden", "lint E10", "ConstraintError", "wrong values",
-    "non-finite", "precision", "stateful" ...): repairs, memory and statistics are keyed by it. `guard` names the
-    guard that a cheat ran into; a plain mistake has none.
+    `error_class` is short and stable, because repairs, memory and statistics are keyed by it: what the gate says
+    ("syntax", "forbidden import" ...), "lint E10", "no load", "no compute", "no store", the class of the simulator's or
+    Python's error, "cpu time" and the other limits, "missing outputs", "wrong number of outputs", "wrong shape",
+    "wrong dtype", "non-finite", "wrong values", "trivial answer", "invariant", and the guards' own: "no work",
+    "precision", "literals", "determinism", "stateful", "inputs changed", "aliasing".
+    `guard` names the guard that a cheat ran into; a plain mistake has none.
     """
 
     passed: bool  # everything that was asked for
@@ -34,7 +37,10 @@ class Verdict:
     ] = ()  # localised: case, tile, coordinates, expected and got. Never hidden inputs.
     guard: str = ""
     cases: tuple[CaseResult, ...] = ()
-    latency_ns: float | None = None  # predicted, worst public ordinary case
+    public_total: int = 0  # public cases in all dtypes, whether they were reached or not
+    latency_ns: float | None = (
+        None  # predicted, largest public ordinary case in the last of the task's dtypes
+    )
     facts: Mapping[str, Any] = field(default_factory=dict)
     hidden_seed: int | None = None
     cpu_seconds: float = 0.0
@@ -44,4 +50,4 @@ class Verdict:
     def public_fraction(self) -> float:
         """Passed part of the public cases, all dtypes counted; 0 when none was run."""
         public = [case for case in self.cases if case.kind not in ("hidden", "repeat", "sabotage")]
-        return sum(case.passed for case in public) / len(public) if public else 0.0
+        return sum(case.passed for case in public) / max(self.public_total, len(public), 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from neuron_port.execution import SimulatedOperator, simulated_operator
+from neuron_port.execution import KernelOperator, simulated_operator
 from neuron_port.match.probe import bound_weights, materialize
 from neuron_port.parity.comparison import Comparison, compare, is_telling, sabotages, shifted
 from neuron_port.parity.problems import Problem, neighbour, problems
@@ -71,7 +71,7 @@ class _Answers:
 
 
 def _all_answers(
-    subject: _Subject, operator: SimulatedOperator, wanted: list[Problem], dtype: torch.dtype
+    subject: _Subject, operator: KernelOperator, wanted: list[Problem], dtype: torch.dtype
 ) -> list[_Answers]:
     """Every problem by the truth, then by the layer in `dtype`, then by the kernel.
 
@@ -136,7 +136,7 @@ class _Subject:
 
     def run_kernel(
         self,
-        operator: SimulatedOperator,
+        operator: KernelOperator,
         weights: dict[str, torch.Tensor],
         problem: Problem,
         dtype: torch.dtype,

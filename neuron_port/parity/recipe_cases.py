@@ -10,10 +10,10 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from neuron_port.parity.comparison import Comparison, compare, is_telling, sabotages, shifted
+from neuron_port.parity.draw import Draw
 from neuron_port.parity.problems import nudged
 from neuron_port.recipe import Case, Recipe
 
@@ -21,29 +21,11 @@ Operator = Callable[..., Any]
 NEIGHBOURS = 4  # inputs near those of a case, on which the reference shows what its rounding does
 
 
-class Draw:
-    """Random NumPy arrays for a case, the same on every machine."""
-
-    def __init__(self, seed: int, scale: float = 1.0) -> None:
-        self._generator = np.random.default_rng(seed)
-        self._scale = np.float32(scale)
-
-    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Activations: normal, times the case's scale."""
-        return self._generator.standard_normal(shape, dtype=np.float32) * self._scale
-
-    def weight(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Weights: normal, divided by the square root of the first axis, so that activations keep their size."""
-        return self._generator.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[0]))
-
-    def integers(self, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
-        return self._generator.integers(low, high, shape, dtype=np.int32)
-
-
 def case_inputs(recipe: Recipe, case: Case) -> tuple[torch.Tensor, ...]:
     """The operator's tensor arguments for a case, in float32."""
     seed = zlib.crc32(f"{recipe.name}/{case.name}".encode())
-    return tuple(torch.from_numpy(array) for array in recipe.inputs(case.sizes, Draw(seed, case.scale)))
+    draw = Draw(seed, case.scale, case.style)
+    return tuple(torch.from_numpy(array) for array in recipe.inputs(case.sizes, draw))
 
 
 def run_case(

@@ -68,6 +68,7 @@ class RunFacts:
     matmul_macs: int
     hbm_read_bytes: int
     hbm_write_bytes: int
+    computed_elements: int | None = None  # written by instructions that compute: no DMA, memset or iota
     matmul_dtypes: tuple[str, ...] = ()  # dtypes of nc_matmul's operands: shows a silent loss of precision
     warnings: tuple[str, ...] = ()
     latency_ns: float | None = None  # predicted, when asked for

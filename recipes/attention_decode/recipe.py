@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from neuron_port.recipe import Binding, Case, Recipe, Tolerance
+from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 
 MAX_HEAD_DIM = 128  # partitions of TensorE, over which q k^T contracts
 MAX_QUERY_HEADS = 128  # the heads of one batch row are transposed as one tile
@@ -111,6 +111,12 @@ RECIPE = Recipe(
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="C"),
+    # Q and G go together (Q a multiple of G): they stay as the cases have them.
+    sizes={
+        "B": Size(least=1, most=64),
+        "D": Size(least=1, most=MAX_HEAD_DIM),
+        "C": Size(least=1, most=8192),
+    },
     cases=(
         _case("llama heads", "ordinary", B=1, Q=32, G=8, D=128, C=256),
         _case("multi-head, four rows", "ordinary", B=4, Q=4, G=4, D=32, C=128),

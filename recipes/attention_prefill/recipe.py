@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from neuron_port.recipe import Binding, Case, Recipe, Tolerance
+from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 
 MAX_HEAD_DIM = 128  # partitions of TensorE, over which q k^T contracts
 # Arguments of the call, or attributes of the module, that ask for more than causal masking unless they are
@@ -104,6 +104,12 @@ RECIPE = Recipe(
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="S"),
+    # Q and G go together (Q a multiple of G): they stay as the cases have them.
+    sizes={
+        "B": Size(least=1, most=64),
+        "S": Size(least=1, most=12288),  # of float32 at D = 128: keys and values stay in SBUF
+        "D": Size(least=1, most=MAX_HEAD_DIM),
+    },
     cases=(
         _case("llama heads", "ordinary", B=1, S=128, Q=8, G=2, D=64),
         _case("multi-head, two rows", "ordinary", B=2, S=64, Q=4, G=4, D=32),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuron_port.recipe import Binding, Case, Recipe
+from neuron_port.recipe import Binding, Case, Recipe, Size
 from neuron_port.types import WeightSource
 
 INTEGERS = ("int32", "int64")
@@ -55,6 +55,11 @@ RECIPE = Recipe(
     sequence_axes=(1,),
     inputs=inputs,
     flops=flops,
+    sizes={
+        "T": Size(least=1, most=32768),
+        "V": Size(least=1, most=262144),
+        "H": Size(least=1, most=65536),
+    },
     cases=(
         Case(name="one token", kind="ordinary", sizes={"T": 1, "V": 1000, "H": 576}),
         Case(name="a prompt", kind="ordinary", sizes={"T": 128, "V": 1000, "H": 256}),

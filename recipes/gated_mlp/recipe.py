@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuron_port.recipe import Binding, Case, Recipe, Tolerance
+from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 from neuron_port.types import WeightSource
 
 # Parts of the children's names that say what they are, in the order of the roles.
@@ -81,6 +81,12 @@ RECIPE = Recipe(
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="I"),
+    sizes={
+        "T": Size(least=1, most=32768),
+        "H": Size(least=1, most=16384),
+        "I": Size(least=1, most=65536),
+        "N": Size(least=1, most=16384),
+    },
     cases=(
         Case(name="one token", kind="ordinary", sizes={"T": 1, "H": 576, "I": 1536}),
         Case(name="one token, spread", kind="ordinary", sizes={"T": 1, "H": 512, "I": 1408}),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuron_port.recipe import Binding, Case, Recipe, Tolerance
+from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 from neuron_port.types import WeightSource
 
 
@@ -63,6 +63,11 @@ RECIPE = Recipe(
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="K"),
+    sizes={
+        "T": Size(least=1, most=32768),
+        "K": Size(least=1, most=65536),
+        "N": Size(least=1, most=262144),
+    },
     cases=(
         Case(name="one token", kind="ordinary", sizes={"T": 1, "K": 576, "N": 1536}),
         Case(name="one token with bias", kind="ordinary", sizes={"T": 1, "K": 512, "N": 640, "bias": 1}),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuron_port.recipe import Binding, Case, Recipe
+from neuron_port.recipe import Binding, Case, Recipe, Size
 
 
 def bind(call: Any) -> Binding | None:
@@ -46,6 +46,10 @@ RECIPE = Recipe(
     sequence_axes=(1, 1),
     inputs=inputs,
     flops=flops,
+    sizes={
+        "T": Size(least=1, most=32768),
+        "H": Size(least=1, most=65536),
+    },
     cases=(
         Case(name="one token", kind="ordinary", sizes={"T": 1, "H": 4096}),
         Case(name="a few tokens", kind="ordinary", sizes={"T": 16, "H": 576}),

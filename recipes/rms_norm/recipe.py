@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuron_port.recipe import Binding, Case, Recipe, Tolerance
+from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 from neuron_port.types import WeightSource
 
 EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon")
@@ -59,6 +59,10 @@ RECIPE = Recipe(
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="H"),
+    sizes={
+        "T": Size(least=1, most=32768),
+        "H": Size(least=1, most=16384),
+    },
     cases=(
         Case(name="one token", kind="ordinary", sizes={"T": 1, "H": 4096}, attributes=EPS),
         Case(name="a prompt", kind="ordinary", sizes={"T": 128, "H": 576}, attributes=EPS),

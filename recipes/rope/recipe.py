@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from neuron_port.recipe import Binding, Case, Recipe
+from neuron_port.recipe import Binding, Case, Recipe, Size
 
 HEADS_AXIS = 1  # of the model's own q and k [B, heads, S, D]
 
@@ -88,6 +88,13 @@ RECIPE = Recipe(
     sequence_axes=(2, 2, 1, 1),
     inputs=inputs,
     flops=flops,
+    sizes={
+        "B": Size(least=1, most=64),
+        "S": Size(least=1, most=32768),
+        "Q": Size(least=1, most=128),
+        "G": Size(least=1, most=128),
+        "D": Size(least=2, most=256, multiple=2),
+    },
     cases=(
         _case("llama heads", "ordinary", B=1, S=128, Q=32, G=8, D=64),
         _case("multi-head", "ordinary", B=2, S=64, Q=4, G=4, D=32),

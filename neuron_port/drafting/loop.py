@@ -1,0 +1,418 @@
+"""The drafting loop: plan, draft several kernels, try each, repair with evidence, admit the first that survives.
+
+    freeze ▶ plan ▶ drafts, side by side ▶ try ▶ repair, round by round ▶ admit ▶ in the graph ▶ remember
+
+It is a function of the task, the options, the hidden seed, the replies and the verdicts. The seed is in the journal,
+replies and verdicts are kept by content: a run that was killed begins again, passes everything that is known for
+nothing, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from neuron_port.drafting.asking import Asker, resume_budget
+from neuron_port.drafting.budget import Budget, BudgetExhausted
+from neuron_port.drafting.candidates import Candidate, Judged, RunLog
+from neuron_port.drafting.cost import Cost
+from neuron_port.drafting.extraction import ExtractionError, extract_code, normalised_digest
+from neuron_port.drafting.feedback import Attempt, Rung, next_rung
+from neuron_port.drafting.journal import Journal, RunDescription, run_folder
+from neuron_port.drafting.learning import leave, leave_failure, notes_on, take
+from neuron_port.drafting.options import DraftOptions
+from neuron_port.drafting.planning import Plan, PlanError, check_plan, parse_plan
+from neuron_port.drafting.prompting import prompts_digest
+from neuron_port.drafting.questions import Questions
+from neuron_port.drafting.trying import Trier
+from neuron_port.drafting.workshop import Workshop
+from neuron_port.llm.errors import LanguageModelError
+from neuron_port.llm.messages import Reply, Request
+from neuron_port.task import KernelTask
+from neuron_port.types import digest, to_json
+
+Recheck = Callable[[str], str]  # kernel source -> what is wrong with it inside the model, "" when nothing is
+Progress = Callable[[str], None]
+WANTED_CODE = "the whole module in one fenced `python` block"
+WANTED_PLAN = "the plan as one JSON object"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftResult:
+    """How a run ended. `line` leads from the first draft to the admitted kernel; it is empty when there is none."""
+
+    task: KernelTask
+    run: str  # key of the run
+    folder: Path
+    outcome: str  # "admitted", or "no kernel: " and why
+    line: tuple[Judged, ...]
+    candidates: tuple[Judged, ...]
+    spent: Cost
+    hidden_seed: int
+    notice: str = ""  # what a person should know: a limit that was reached, and the option that raises it
+
+    @property
+    def admitted(self) -> Judged | None:
+        return self.line[-1] if self.line else None
+
+    @property
+    def source(self) -> str | None:
+        return self.line[-1].candidate.source if self.line else None
+
+
+def run_key(task: KernelTask, model: str, options: DraftOptions) -> str:
+    """What a run is known by: equal keys go on with the same run."""
+    return digest(task.key, model, to_json(options), prompts_digest())
+
+
+def draft(
+    task: KernelTask,
+    workshop: Workshop,
+    options: DraftOptions,
+    *,
+    layer: str = "",
+    checkpoint: str = "",
+    recheck: Recheck | None = None,
+    progress: Progress = lambda text: None,
+) -> DraftResult:
+    """Draft a kernel for `task`, or go on with the run that was interrupted.
+
+    Args:
+        layer, checkpoint: for people, when the task is a layer of a model.
+        recheck: tries a kernel inside the model; the last hurdle before it is admitted.
+
+    Raises:
+        LanguageModelError: the endpoint fails for good; what is paid for is kept, and the same call goes on.
+        DegenerateTaskError: wrong answers would pass the task's cases.
+    """
+    key = run_key(task, workshop.model.name, options)
+    folder = run_folder(workshop.home, key)
+    description = RunDescription(
+        task=task.name,
+        target=options.target,
+        model=workshop.model.name,
+        layer=layer,
+        checkpoint=checkpoint,
+        options=to_json(options),
+    )
+    with Journal(folder, description) as journal:
+        run = _Run(task, workshop, options, journal, key, layer, checkpoint, recheck, progress)
+        try:
+            return run.go()
+        except BudgetExhausted as error:
+            return run.end(f"no kernel: {error.message}", notice=error.hint or "")
+
+
+@dataclass(kw_only=True)
+class _Line:
+    """One independent attempt: a draft, and its repairs."""
+
+    number: int
+    plan: int
+    attempts: list[Attempt] = field(default_factory=list)  # since the last new draft
+    candidates: list[Judged] = field(default_factory=list)  # since the last new draft
+    made: int = 0  # candidates in all
+    sample: int = 0
+    rung: Rung | None = None  # None: a first draft
+    alive: bool = True
+
+
+class _Run:
+    """The state of one run; `go` is its course."""
+
+    def __init__(
+        self,
+        task: KernelTask,
+        workshop: Workshop,
+        options: DraftOptions,
+        journal: Journal,
+        key: str,
+        layer: str,
+        checkpoint: str,
+        recheck: Recheck | None,
+        progress: Progress,
+    ) -> None:
+        self.task = task
+        self.workshop = workshop
+        self.options = options
+        self.journal = journal
+        self.key = key
+        self.layer = layer
+        self.where = f"{checkpoint} {layer}"
+        self.recheck = recheck
+        self.progress = progress
+        self.log = RunLog(journal)
+        self.hidden_seed = int(journal.decide("hidden seed", lambda: secrets.randbits(48)))
+        memory = workshop.memory if options.show_exemplars else None
+        self.memory = memory
+        self.taken = take(memory, journal, task)
+        self.questions = Questions(
+            task=task, options=options, exemplars=self.taken.kernels, notes=self.taken.notes
+        )
+        self.budget: Budget = resume_budget(
+            journal,
+            workshop.replies,
+            workshop.limits,
+            price=workshop.model.price,
+            name=f"layer {layer}" if layer else f"task {task.name}",
+            say=workshop.say,
+        )
+        self.asker = Asker(
+            workshop.model,
+            journal,
+            workshop.replies,
+            throttle=workshop.throttle,
+            replay=workshop.replay,
+            say=workshop.say,
+        )
+        self.trier = Trier(task, workshop, options.target, self.hidden_seed)
+        self.plans: list[Plan | None] = []
+        self.plan_failures: Counter[int] = Counter()
+        self.outcomes: dict[int, str] = {}  # what became of a plan, for the next one
+        self.judged: list[Judged] = []
+
+    def go(self) -> DraftResult:
+        self.progress("freezing the oracle")
+        self.trier.freeze()
+        self.budget.require_price(self.workshop.model.price, self.workshop.model.name)
+        self.plans.append(self._make_plan([]) if self.options.plan else None)
+        lines = [_Line(number=number, plan=0) for number in range(self.options.drafts)]
+        for round_number in range(self.options.repairs + 1):
+            alive = [line for line in lines if line.alive]
+            if not alive:
+                break
+            what = "drafting" if round_number == 0 else f"repairing, round {round_number}"
+            self.progress(f"{what}: {len(alive)} {'kernel' if len(alive) == 1 else 'kernels'}")
+            winner = self._round(alive)
+            if winner is not None:
+                return self.end("admitted", winner)
+            for line in alive:
+                self._climb(line)
+        return self.end(f"no kernel: {self._why_none()}")
+
+    def end(self, outcome: str, winner: _Line | None = None, notice: str = "") -> DraftResult:
+        """Write down how the run ended, and learn from it."""
+        line = tuple(winner.candidates) if winner else ()
+        if line:
+            leave(self.memory, self.task, self.options.target, self.key, self.taken, line)
+        else:
+            leave_failure(self.memory, self.task, self.key, self.taken)
+        self.log.note("ended", reason=outcome, accepted=line[-1].candidate.id if line else None)
+        return DraftResult(
+            task=self.task,
+            run=self.key,
+            folder=self.journal.folder,
+            outcome=outcome,
+            line=line,
+            candidates=tuple(self.judged),
+            spent=self.budget.spent,
+            hidden_seed=self.hidden_seed,
+            notice=notice,
+        )
+
+    # ---- plans -------------------------------------------------------------------------------------------
+
+    def _make_plan(self, failed: Sequence[dict[str, str]]) -> Plan | None:
+        """A plan whose arithmetic fits, after one more question if need be; None: drafts do without."""
+        self.progress("planning")
+        number = len(self.plans)
+        request = self.questions.plan(failed)
+        reply = self._ask(request, "plan")
+        plan, problems = self._read_plan(reply)
+        if problems:
+            self.log.plan(number, plan.text() if plan else reply.text[:400], problems)
+            again = self.questions.reask(request, reply.text, " ".join(problems), WANTED_PLAN)
+            plan, problems = self._read_plan(self._ask(again, "plan"))
+        self.log.plan(number, plan.text() if plan else "", problems)
+        return None if problems else plan
+
+    def _read_plan(self, reply: Reply) -> tuple[Plan | None, list[str]]:
+        try:
+            plan = parse_plan(reply.text)
+        except PlanError as error:
+            return None, [error.message]
+        return plan, check_plan(plan, self.task, self.options.target)
+
+    def _ask(self, request: Request, stage: str) -> Reply:
+        return self.asker.ask(request, self.budget.child(stage), layer=self.layer, stage=stage)
+
+    # ---- rounds ------------------------------------------------------------------------------------------
+
+    def _round(self, lines: Sequence[_Line]) -> _Line | None:
+        """One candidate for every line, tried; the first line, in order, whose kernel is admitted."""
+        stage = "draft" if all(line.rung is None for line in lines) else "repair"
+        requests = [self._request(line) for line in lines]
+        replies = self._ask_all(requests, stage)
+        made = self._candidates(lines, requests, replies, stage)
+        if not made:
+            raise next(answer for answer in replies if isinstance(answer, BudgetExhausted))
+        self._try_all(made)
+        for line, judged in made:
+            verdict = judged.verdict
+            if verdict is not None and verdict.passed and self._admit(judged):
+                return line
+        return None
+
+    def _request(self, line: _Line) -> Request:
+        plan = self.plans[line.plan]
+        if line.rung is None or line.rung.action in ("redraft", "new plan"):
+            return self.questions.draft(plan, line.number, line.sample)
+        last = line.candidates[-1]
+        if last.candidate.source is None or last.verdict is None:  # nothing to repair
+            return self.questions.draft(plan, line.number, line.sample)
+        notes = notes_on(self.memory, self.journal, self.task, last.verdict.error_class)
+        return self.questions.repair(
+            line.rung, last.candidate.source, last.verdict, notes, line.number, line.sample
+        )
+
+    def _ask_all(self, requests: Sequence[Request], stage: str) -> list[Reply | BudgetExhausted]:
+        """Replies side by side. A failing endpoint ends the run, after every reply that did come is kept."""
+        answers = self.asker.ask_all(requests, self.budget.child(stage), layer=self.layer, stage=stage)
+        for answer in answers:
+            if isinstance(answer, LanguageModelError):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, LanguageModelError)]
+
+    def _candidates(
+        self,
+        lines: Sequence[_Line],
+        requests: Sequence[Request],
+        replies: Sequence[Reply | BudgetExhausted],
+        stage: str,
+    ) -> list[tuple[_Line, Judged]]:
+        """A candidate out of every reply. One that holds no module is asked for once more."""
+        found: dict[int, tuple[Reply, str | None, str]] = {}
+        again: list[int] = []
+        for number, reply in enumerate(replies):
+            if isinstance(reply, BudgetExhausted):
+                lines[number].alive = False
+                continue
+            source, problem = self._extract(reply)
+            found[number] = (reply, source, problem)
+            if source is None:
+                again.append(number)
+        asked = [
+            self.questions.reask(requests[number], found[number][0].text, found[number][2], WANTED_CODE)
+            for number in again
+        ]
+        for number, reply in zip(again, self._ask_all(asked, stage) if asked else [], strict=True):
+            if not isinstance(reply, BudgetExhausted):
+                found[number] = (reply, *self._extract(reply))
+        return [(lines[number], self._enter(lines[number], *found[number])) for number in sorted(found)]
+
+    def _extract(self, reply: Reply) -> tuple[str | None, str]:
+        try:
+            return extract_code(reply.text, self.task.name, reply.finish), ""
+        except ExtractionError as error:
+            return None, error.message
+
+    def _enter(self, line: _Line, reply: Reply, source: str | None, problem: str) -> Judged:
+        """The candidate's record, in the line and in the journal."""
+        redrafted = line.rung is None or line.rung.action in ("redraft", "new plan")
+        if redrafted:
+            line.candidates, line.attempts = [], []
+        candidate = Candidate(
+            id=f"{line.number + 1}.{line.made}",
+            line=line.number,
+            round=line.rung.round if line.rung else 0,
+            parent=None if redrafted else line.candidates[-1].candidate.id,
+            rung="draft" if line.rung is None else line.rung.action,
+            plan=line.plan if self.plans[line.plan] else None,
+            source=source,
+            problem=problem,
+            reply_key=digest(reply.text),
+        )
+        line.made += 1
+        judged = Judged(candidate=candidate)
+        line.candidates.append(judged)
+        self.judged.append(judged)
+        self.log.candidate(candidate)
+        return judged
+
+    def _try_all(self, made: Sequence[tuple[_Line, Judged]]) -> None:
+        """Grade the candidates side by side; verdicts are written down in the order of the lines."""
+        with_code = [judged for _, judged in made if judged.candidate.source is not None]
+        self.budget.require_time()
+        if not with_code:
+            return
+        self.progress(
+            f"trying {len(with_code)} {'kernel' if len(with_code) == 1 else 'kernels'} on the simulator"
+        )
+        with ThreadPoolExecutor(max_workers=len(with_code)) as pool:
+            verdicts = list(
+                pool.map(lambda judged: self.trier.grade(judged.candidate.source or ""), with_code)
+            )
+        for judged, verdict in zip(with_code, verdicts, strict=True):
+            judged.verdicts.append(("graded", verdict))
+            self.log.verdict(judged.candidate, "graded", verdict)
+
+    def _admit(self, judged: Judged) -> bool:
+        """The clean run on fresh hidden cases, then the whole model; True when the kernel survives both."""
+        source = judged.candidate.source
+        assert source is not None
+        self.progress("admitting: fresh hidden cases and repeated calls")
+        verdict = self.trier.admit(source)
+        judged.verdicts.append(("admission", verdict))
+        self.log.verdict(judged.candidate, "admission", verdict)
+        if verdict.passed and self.recheck is not None:
+            self.progress("admitting: inside the model")
+            verdict = self.trier.in_graph(source, verdict, self.recheck, self.where)
+            judged.verdicts.append(("in graph", verdict))
+            self.log.verdict(judged.candidate, "in graph", verdict)
+        return verdict.passed
+
+    # ---- the ladder --------------------------------------------------------------------------------------
+
+    def _climb(self, line: _Line) -> None:
+        """What the line is to do next, after its latest candidate was refused."""
+        if not line.alive:
+            return
+        last = line.candidates[-1]
+        line.attempts.append(_attempt(last, line.rung))
+        if len(line.attempts) == 1:
+            self.plan_failures[line.plan] += 1
+            self.outcomes[line.plan] = _outcome(last)
+        failed = self.plan_failures[line.plan]
+        line.rung = next_rung(line.attempts, implementations_failed=failed)
+        line.alive = line.rung.action != "give up"
+        if line.rung.reseeds:
+            line.sample += 1
+        if line.rung.action == "new plan":
+            line.plan = self._plan_after(line.plan)
+
+    def _plan_after(self, number: int) -> int:
+        """The number of a plan that has not failed yet; the first line that needs one asks for it."""
+        if number == len(self.plans) - 1:
+            failed = [
+                {"plan": plan.text(), "outcome": self.outcomes.get(index, "its kernels were refused")}
+                for index, plan in enumerate(self.plans)
+                if plan is not None
+            ]
+            self.plans.append(self._make_plan(failed) if failed else None)
+        return len(self.plans) - 1
+
+    def _why_none(self) -> str:
+        best = max(self.judged, key=lambda judged: judged.progress, default=None)
+        if best is None or best.verdict is None:
+            return f"none of {len(self.judged)} replies held a kernel"
+        words = f"all {len(self.judged)} candidates were refused; the best, {best.candidate.id}"
+        return f"{words}, came to stage `{best.verdict.stage}`: {best.verdict.message}"
+
+
+def _attempt(judged: Judged, rung: Rung | None) -> Attempt:
+    verdict, source = judged.verdict, judged.candidate.source
+    return Attempt(
+        error_class="no code" if source is None or verdict is None else verdict.error_class,
+        code_digest=judged.candidate.reply_key if source is None else normalised_digest(source),
+        round=0 if rung is None or rung.action in ("redraft", "new plan") else rung.round,
+    )
+
+
+def _outcome(judged: Judged) -> str:
+    if judged.verdict is None:
+        return judged.candidate.problem
+    return f"{judged.verdict.error_class}: {judged.verdict.message}"
