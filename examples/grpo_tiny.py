@@ -19,6 +19,10 @@ import tempfile
 import time
 from typing import Any
 
+# TRL computes log-probabilities with a Triton kernel. Without a GPU Triton has to interpret it, which it decides when
+# it is imported, and torch may import it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from neuron_port.bench.suite import load_suite
 from neuron_port.environments.suite import KernelSuite
 from neuron_port.environments.trl_adapter import make_kernel_reward
@@ -105,8 +109,6 @@ def make_policy(vocabulary: int, seed: int) -> Any:
 
 def train(suite: KernelSuite, *, steps: int, group: int = 64, seed: int = 0, output: str) -> Any:
     """Run GRPO for so many steps, `group` completions in each; returns the trainer."""
-    # TRL computes log-probabilities with a Triton kernel; without a GPU Triton has to interpret it, as it is told here.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer

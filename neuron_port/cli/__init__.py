@@ -13,7 +13,7 @@ import warnings
 import click
 
 import neuron_port
-from neuron_port.cli import convert, lint, profile, simulate
+from neuron_port.cli import convert, draft, explain, lint, optimize, profile, recipes, simulate, verify
 from neuron_port.errors import NeuronPortError
 
 INTERRUPTED = 130
@@ -71,13 +71,19 @@ def _say(message: str, hint: str | None) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(neuron_port.__version__, prog_name="neuron-port")
 def commands() -> None:
-    r"""Convert Hugging Face models to AWS Trainium and Inferentia, with proof that the result is right.
+    """Convert Hugging Face models to AWS Trainium and Inferentia, with proof that the result is right.
 
     \b
-    Models:   convert, plan
-    Kernels:  simulate, profile, lint
+    Models:          convert, plan
+    Kernels:         simulate, profile, lint, verify
+    Language model:  draft, optimize, explain
+    Recipes:         recipes
     """
 
 
-for command in (convert.convert, convert.plan, simulate.simulate, profile.profile, lint.lint):
+COMMANDS = (
+    convert.convert, convert.plan, simulate.simulate, profile.profile, lint.lint, verify.verify, draft.draft,
+    optimize.optimize, explain.explain, recipes.recipes,
+)  # fmt: skip
+for command in COMMANDS:
     commands.add_command(command)

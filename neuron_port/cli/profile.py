@@ -31,7 +31,7 @@ def profile(
     quiet: bool,
     **options: Any,
 ) -> None:
-    r"""Predict where the time of the kernel FUNCTION of FILE goes, and say what to change.
+    """Predict where the time of the kernel FUNCTION of FILE goes, and say what to change.
 
     Writes a trace for Perfetto (ui.perfetto.dev), a picture of the timeline, and a page that has both and the source.
 

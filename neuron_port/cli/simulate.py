@@ -41,10 +41,10 @@ def simulate(
     quiet: bool,
     **options: Any,
 ) -> None:
-    r"""Run the kernel FUNCTION of FILE on a simulated NeuronCore, strictly, and say what it did.
+    """Run the kernel FUNCTION of FILE on a simulated NeuronCore, strictly, and say what it did.
 
     \b
-    neuron-port simulate kernel.py:rms_norm -i x=128x512:bfloat16 -i gamma=512:bfloat16 -s eps=1e-6 \
+    neuron-port simulate kernel.py:rms_norm -i x=128x512:bfloat16 -i gamma=512:bfloat16 -s eps=1e-6 \\
         --reference reference.py:rms_norm
     """
     from neuron_port.cli.kernel_call import changed_inputs, execute, prepare

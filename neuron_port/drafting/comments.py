@@ -9,18 +9,19 @@ import ast
 import io
 import re
 import tokenize
+import warnings
 
-from neuron_port.drafting.extraction import parse
 from neuron_port.drafting.replies import plain_lines
 from neuron_port.errors import NeuronPortError
 
 # Comments, and the literals inside of which they would be none; 1'000'000 is a number, whose quotes open nothing.
+# A literal that is not closed ends with its line, so that every text is walked once.
 _CUDA = re.compile(
     r"""
     (?P<raw>R"(?P<mark>[^()\\\s]{0,16})\((?:.*?\)(?P=mark)"|.*))
     | (?P<number>\b\d[\w.]*(?:'[\w.]+)*)
-    | (?P<string>"(?:\\.|[^"\\\n])*")
-    | (?P<character>'(?:\\.|[^'\\\n])+')
+    | (?P<string>"(?:\\.|[^"\\\n])*+"?)
+    | (?P<character>'(?:\\.|[^'\\\n])*+'?)
     | (?P<line>//(?:\\\n|[^\n])*)
     | (?P<block>/\*.*?(?:\*/|\Z))
     """,
@@ -71,12 +72,15 @@ def _python_without_comments(text: str) -> str:
 
 def _without_docstrings(text: str) -> str:
     """Strings that stand as statements become `...`: docstrings, and comments written as strings."""
-    tree, complaint = parse(text)
-    if tree is None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd escapes in strings are no concern of ours
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise CommentError(
-            f"Docstrings cannot be told from code: {complaint}",
+            f"Docstrings cannot be told from code: {error or type(error).__name__}",
             hint="Correct the source, or show it with its comments.",
-        )
+        ) from error
     lines = text.encode().splitlines(keepends=True)  # the tree counts columns in UTF-8
     strings = [
         node

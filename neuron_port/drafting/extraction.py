@@ -9,20 +9,18 @@ import ast
 import hashlib
 import html
 import textwrap
-import threading
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from neuron_port.drafting.replies import Block, fenced_blocks, plain_lines, without_thoughts
 from neuron_port.errors import NeuronPortError
 from neuron_port.llm.messages import Finish
+from neuron_port.sandbox.gate_text import RefusedError, parse_carefully
+from neuron_port.sandbox.job import Failure
 
 MAXIMUM_REPLY_CHARACTERS = 1_000_000
-MAXIMUM_CODE_CHARACTERS = 200_000
 TAB_COLUMNS = 4
-TOO_DEEP = "its expressions are nested too deeply"
-_WARNINGS = threading.Lock()  # catch_warnings changes the state of the whole process
+ENTITIES = frozenset({"lt", "gt", "amp", "quot"})
 PYTHON_LANGUAGES = ("", "python", "py", "python3", "nki")
 
 
@@ -80,15 +78,17 @@ def _complete(attempt: _Attempt, finish: Finish) -> bool:
 
 def _attempt(text: str, block: Block | None) -> _Attempt:
     """The module of a text, tried as it is, then with entities resolved, tabs expanded and indentation removed."""
-    complaint = ""
+    parsed: list[_Attempt] = []
+    complaints: list[str] = []
     for code in _spellings(text):
-        tree, problem = parse(code)
-        if tree is not None:
+        tree, complaint = parse(code)
+        if tree is None:
+            complaints.append(complaint)
+        elif _reads_entities_as_names(code, tree):
+            parsed.append(_Attempt(code=code, block=block, tree=tree))
+        else:
             return _Attempt(code=code, block=block, tree=tree)
-        complaint = complaint or problem
-        if problem == TOO_DEEP:
-            break  # no other spelling is flatter, and each try costs as much again
-    return _Attempt(code=text, block=block, tree=None, complaint=complaint)
+    return parsed[0] if parsed else _Attempt(code=text, block=block, tree=None, complaint=complaints[0])
 
 
 def _spellings(text: str) -> Iterator[str]:
@@ -102,21 +102,27 @@ def _spellings(text: str) -> Iterator[str]:
                 yield spelling
 
 
+def _reads_entities_as_names(code: str, tree: ast.Module) -> bool:
+    """Whether `a &lt; b` was parsed as `a & lt` followed by `b`."""
+    return "&" in code and any(isinstance(node, ast.Name) and node.id in ENTITIES for node in ast.walk(tree))
+
+
 def parse(code: str) -> tuple[ast.Module | None, str]:
     """The module, or None and why not, in the parser's words. Code of any kind may be given."""
-    if len(code) > MAXIMUM_CODE_CHARACTERS:
-        return None, f"it has {len(code)} characters, at most {MAXIMUM_CODE_CHARACTERS} are read"
     try:
-        with _WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd escapes in strings are no concern of ours
-            return ast.parse(code), ""
-    except SyntaxError as error:
-        shown = f": `{error.text.strip()[:80]}`" if error.text and error.text.strip() else ""
-        return None, f"line {error.lineno or 1}: {error.msg}{shown}"
-    except (RecursionError, MemoryError):
-        return None, TOO_DEEP
-    except ValueError as error:  # null bytes, lone surrogates
-        return None, str(error)[:120]
+        return parse_carefully(code), ""
+    except RefusedError as refused:
+        return None, _parsers_words(refused.failure, code)
+
+
+def _parsers_words(failure: Failure, code: str) -> str:
+    """One line: where, what, and the line of code itself."""
+    message = failure.message.removeprefix("the file is no Python: ")
+    if failure.line is None:
+        return message
+    lines = code.split("\n")
+    text = lines[failure.line - 1].strip()[:80] if 1 <= failure.line <= len(lines) else ""
+    return f"line {failure.line}: {message}" + (f": `{text}`" if text else "")
 
 
 def _functions(tree: ast.Module) -> list[str]:

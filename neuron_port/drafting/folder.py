@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.draft_page import adopted_page, draft_page, kernel_header
 from neuron_port.drafting.files import make_folder, replace_file, sync_folder
-from neuron_port.drafting.licences import refusal
+from neuron_port.drafting.licences import objection
 from neuron_port.errors import RecipeError
 from neuron_port.grading.verdict import Verdict
 from neuron_port.recipe import NKI_VERSION
@@ -149,7 +149,7 @@ def source_files(task: KernelTask) -> dict[str, str]:
     files: dict[str, str] = {}
     for source in gpu:
         about = f"Origin: {source.origin}. License: {source.license or 'nobody said'}."
-        if source.refusal_overridden or refusal(source.license) is not None:
+        if source.refusal_overridden or objection(source.license):
             files.setdefault("source.py", f'"""Drafted from {source.language} source that is not copied here.\n\n{about}\n"""\n')
         elif source.language == "triton":
             files["source.py"] = f"# {about}\n{source.text.rstrip()}\n"

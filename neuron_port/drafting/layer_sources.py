@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
 import torch
 
+from neuron_port.drafting.licences import is_allowed, objection
 from neuron_port.task import Source
 from neuron_port.types import Checkpoint
 from neuron_port.walk.cutpoints import Call
@@ -22,13 +24,23 @@ _OWN_LICENSE = {"torch": "BSD-3-Clause"}  # its metadata lists the licences of e
 _REMOTE = "transformers_modules"  # code that came with a checkpoint
 
 
-def layer_sources(call: Call, checkpoint: Checkpoint | None = None) -> tuple[Source, ...]:
-    """The classes (or the function) that compute this call, outermost first."""
+def layer_sources(
+    call: Call, checkpoint: Checkpoint | None = None, allow_licenses: Collection[str] = ()
+) -> tuple[Source, ...]:
+    """The classes (or the function) that compute this call, outermost first.
+
+    Those under a licence that is refused are left out, unless the user insists on it (`allow_licenses`).
+    """
     found: dict[str, Source] = {}
     for subject in _subjects(call):
         source = _source(subject, checkpoint)
-        if source is not None:
-            found.setdefault(source.text, source)
+        if source is None:
+            continue
+        if objection(source.license):
+            if not is_allowed(source.license, allow_licenses):
+                continue
+            source = replace(source, refusal_overridden=True)
+        found.setdefault(source.text, source)
     return tuple(found.values())
 
 

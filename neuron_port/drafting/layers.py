@@ -67,6 +67,10 @@ class LayerTask:
     content: str  # digest of everything but the name: equal for layers that need the same kernel
 
     @property
+    def reference_text(self) -> str:
+        return self.task.reference_text
+
+    @property
     def serves(self) -> str:
         """For people: the first layer and how many more."""
         more = len(self.layers) - 1
@@ -91,6 +95,7 @@ def draftable_layers(
     names: Collection[str] | None = None,
     taken: Collection[str] = (),
     checkpoint: Checkpoint | None = None,
+    allow_licenses: Collection[str] = (),
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
 ) -> list[DraftableLayer]:
     """The layers that the matcher left to the compiler, one entry for each kernel that they need.
@@ -110,7 +115,7 @@ def draftable_layers(
     for number, (signature, layers) in enumerate(wanted.items()):
         walk_number, layer = next((w, found) for w, found in seen[layers[0]] if found.signature == signature)
         progress(layer.name, number, len(wanted))
-        family = _family(walks, walk_number, layer, seen, model, used, checkpoint)
+        family = _family(walks, walk_number, layer, seen, model, used, checkpoint, allow_licenses)
         earlier = families.get(family[0])
         if earlier is not None:
             families[family[0]] = _merged(earlier, signature, layers)
@@ -168,6 +173,7 @@ def _family(
     model: str,
     used: set[str],
     checkpoint: Checkpoint | None,
+    allow_licenses: Collection[str],
 ) -> tuple[str, LayerTask | None, str]:
     """(key that layers with the same kernel share, task, reason)."""
     walk = walks[walk_number]
@@ -188,6 +194,7 @@ def _family(
             largest=largest,
             taken=used,
             checkpoint=checkpoint,
+            allow_licenses=allow_licenses,
         )
     except NotDraftableError as error:
         shape_free = digest(layer.operation, layer.module_class, dict(layer.parameters), dict(layer.attributes))
@@ -214,6 +221,7 @@ def layer_task(
     tokens: int = 1,
     taken: Collection[str] = (),
     checkpoint: Checkpoint | None = None,
+    allow_licenses: Collection[str] = (),
 ) -> LayerTask:
     """The task of one layer.
 
@@ -224,6 +232,7 @@ def layer_task(
         largest: the same layer in the step with the most tokens: the kernel must reach that many.
         tokens: of this step, where there is no `other`.
         taken: names that exist.
+        allow_licenses: licences on which the user insists, for code that came with the checkpoint.
     Raises:
         NotDraftableError: why no kernel can be drafted for it.
     """
@@ -239,7 +248,7 @@ def layer_task(
         if not isinstance(value, PLAIN_VALUES):
             raise NotDraftableError(f"its `{attribute}` is a `{type(value).__name__}`, not a number")
     calling = calling_of(call, module, axes)
-    return _Build(layer, calling, largest or layer, checkpoint, generator).task(
+    return _Build(layer, calling, largest or layer, checkpoint, allow_licenses, generator).task(
         name or task_name(layer, model, taken)
     )
 
@@ -253,8 +262,10 @@ class _Build:
         calling: Calling,
         largest: Layer,
         checkpoint: Checkpoint | None,
+        allow_licenses: Collection[str],
         generator: torch.Generator,
     ) -> None:
+        self.allow_licenses = allow_licenses
         self.layer = layer
         self.calling = calling
         self.checkpoint = checkpoint
@@ -333,7 +344,7 @@ class _Build:
             sizes=recipe.sizes,
             dtypes=recipe.dtypes,
             tolerance=recipe.tolerance,
-            sources=layer_sources(self.calling.call, self.checkpoint),
+            sources=layer_sources(self.calling.call, self.checkpoint, self.allow_licenses),
             flops=recipe.flops,
         )
         body = (self.bodies[0].lines, self.bodies[1].lines, recipe_code.replace(name, "").split("\n\n", 1)[1])

@@ -166,9 +166,11 @@ def objection(expression: str | None) -> str:
     """
     if expression is None:
         return "no licence"
-    tokens = re.findall(r"[()]|[^\s()]+", expression)
-    reason, rest = _either(tokens)
-    return reason if not rest else UNREADABLE
+    try:
+        reason, rest = _either(re.findall(r"[()]|[^\s()]+", expression))
+    except ValueError:
+        return UNREADABLE
+    return UNREADABLE if rest else reason
 
 
 def _either(tokens: list[str]) -> tuple[str, list[str]]:
@@ -189,10 +191,12 @@ def _all(tokens: list[str]) -> tuple[str, list[str]]:
 
 def _single(tokens: list[str]) -> tuple[str, list[str]]:
     if not tokens or tokens[0] in (")", "AND", "OR", "WITH"):
-        return UNREADABLE, []
+        raise ValueError("an identifier is missing")
     if tokens[0] == "(":
         reason, rest = _either(tokens[1:])
-        return (reason, rest[1:]) if rest[:1] == [")"] else (UNREADABLE, [])
+        if rest[:1] != [")"]:
+            raise ValueError("a parenthesis is not closed")
+        return reason, rest[1:]
     rest = tokens[3:] if tokens[1:2] == ["WITH"] else tokens[1:]
     return _objection_to(tokens[0]), rest
 

@@ -53,6 +53,7 @@ class DraftResult:
     candidates: tuple[Judged, ...]
     spent: Cost
     hidden_seed: int
+    oracle_key: str
     notice: str = ""  # what a person should know: a limit that was reached, and the option that raises it
 
     @property
@@ -179,6 +180,7 @@ class _Run:
         self.progress("freezing the oracle")
         self.trier.freeze()
         self.budget.require_price(self.workshop.model.price, self.workshop.model.name)
+        self._probe_once()
         self.plans.append(self._make_plan([]) if self.options.plan else None)
         lines = [_Line(number=number, plan=0) for number in range(self.options.drafts)]
         for round_number in range(self.options.repairs + 1):
@@ -211,8 +213,16 @@ class _Run:
             candidates=tuple(self.judged),
             spent=self.budget.spent,
             hidden_seed=self.hidden_seed,
+            oracle_key=self.trier.oracle_key,
             notice=notice,
         )
+
+    def _probe_once(self) -> None:
+        """Find a wrong key, name or address for a few tokens, before anything is asked of the model in this run."""
+        first = self.questions.plan() if self.options.plan else self.questions.draft(None, 0)
+        known = self.workshop.replies.get(first.key(self.workshop.model.name)) is not None
+        if not known and not self.workshop.replay:
+            self.journal.decide("probe", lambda: to_json(self.workshop.model.probe().usage))
 
     # ---- plans -------------------------------------------------------------------------------------------
 

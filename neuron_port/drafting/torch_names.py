@@ -107,7 +107,7 @@ class Expressions:
             return f"{self.anchor}.device"
         if isinstance(value, float) and not math.isfinite(value):
             return f'float("{value}")'
-        return f'"{value}"' if isinstance(value, str) else repr(value)
+        return f'"{value}"' if isinstance(value, str) else repr(value).replace("e+", "e")
 
     # -- operators
     def expression(self, node: torch.fx.Node) -> Written | str:

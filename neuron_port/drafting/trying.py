@@ -37,6 +37,10 @@ class Trier:
             self.task, target=self.target, hidden_seed=self.hidden_seed, executor=self._workshop.executor
         )
 
+    @property
+    def oracle_key(self) -> str:
+        return self._grader.oracle_key
+
     def grade(self, source: str) -> Verdict:
         """Public and hidden cases."""
         return self._kept(source, "grade", lambda: self._grader.grade(source))

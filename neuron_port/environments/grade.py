@@ -23,8 +23,10 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from neuron_port.drafting.extraction import ExtractionError, extract_code
+from neuron_port.environments.intent import is_cheat
 from neuron_port.errors import UsageError
-from neuron_port.grading.grader import Grader, check_source_cheaply
+from neuron_port.grading.gates import check_source_cheaply
+from neuron_port.grading.grader import Grader
 from neuron_port.grading.verdict import STAGES, Stage, Verdict
 from neuron_port.llm.messages import Finish
 from neuron_port.task import KernelTask
@@ -114,15 +116,15 @@ def grade(
     try:
         source = extract_code(completion, task.name, finish)
     except ExtractionError as error:
-        return _grade(_no_code(error.message), None, settings)
+        return _grade(_no_code(error.message), "", None, settings)
     if "simulator" not in tiers:
         refused = check_source_cheaply(source, task.name)
-        return _grade(refused or Verdict(passed=True, stage="linted"), None, settings)
+        return _grade(refused or Verdict(passed=True, stage="linted"), source, None, settings)
     verdict = _grader(task, target, seed).grade(source, through="hidden")
     speedup = None
     if verdict.passed and "device" in tiers and measure_speedup is not None:
         speedup = measure_speedup(task, source)
-    return _grade(verdict, speedup, settings)
+    return _grade(verdict, source, speedup, settings)
 
 
 def check_tiers(tiers: Sequence[str], measure_speedup: MeasureSpeedup | None = None) -> None:
@@ -141,23 +143,15 @@ def _no_code(message: str) -> Verdict:
     return Verdict(passed=False, stage="nothing", error_class="no code", message=message)
 
 
-def _grade(verdict: Verdict, speedup: float | None, settings: RewardSettings) -> Grade:
-    if verdict.guard:
-        terms = {"hack": settings.hack}
-        return Grade(
-            stage="hack",
-            reward=settings.hack,
-            reward_terms=terms,
-            metrics=_metrics(verdict, speedup),
-            feedback=_feedback(verdict),
-        )
-    terms = _terms(verdict, speedup, settings)
+def _grade(verdict: Verdict, source: str, speedup: float | None, settings: RewardSettings) -> Grade:
+    hack = is_cheat(verdict, source)
+    terms = {"hack": settings.hack} if hack else _terms(verdict, speedup, settings)
     return Grade(
-        stage=verdict.stage,
+        stage="hack" if hack else verdict.stage,
         # The terms are differences of the settings; their sum is rounded to forget what that lost.
         reward=round(sum(terms.values()), 9),
-        reward_terms=terms,
-        metrics=_metrics(verdict, speedup),
+        reward_terms={name: round(value, 9) for name, value in terms.items()},
+        metrics=_metrics(verdict, speedup) | {"hack": float(hack)},
         feedback=_feedback(verdict),
     )
 
@@ -185,7 +179,7 @@ def _metrics(verdict: Verdict, speedup: float | None) -> dict[str, float]:
     metrics = {
         stage: float(reached >= STAGES.index(stage)) for stage in ("parsed", "linted", "ran", "public", "hidden")
     }
-    metrics |= {"hack": float(bool(verdict.guard)), "public_fraction": verdict.public_fraction}
+    metrics["public_fraction"] = verdict.public_fraction
     if verdict.latency_ns is not None:
         metrics["predicted_latency_us"] = verdict.latency_ns / 1e3
     if speedup is not None:

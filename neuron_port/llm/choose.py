@@ -17,6 +17,7 @@ Nothing here falls back to another provider. `openai` and `boto3` are imported o
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import tomllib
 import urllib.parse
@@ -89,6 +90,7 @@ def choose_model(
     if scheme == "replay":
         return ReplayModel(Path(rest))
     if scheme == "bedrock":
+        _require("boto3")
         from neuron_port.llm.bedrock import BedrockModel
 
         return BedrockModel(
@@ -152,6 +154,7 @@ class _Opener:
     retry: RetryPolicy | None
 
     def __call__(self, model: str, price: Price | None) -> OpenAICompatible:
+        _require("openai")
         from neuron_port.llm.openai_compatible import OpenAICompatible
 
         password = urllib.parse.urlsplit(self.at.url).password
@@ -209,6 +212,13 @@ def _key_variable(at: _Address, config: Config) -> str:
     return KEY_OF_OPENAI if at.scheme == "openai" or at.url == of_openai else KEY_OF_OTHERS
 
 
+def _require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(
+            f"The package `{package}` is not installed.", hint=f"Run `pip install {package}`, then try again."
+        )
+
+
 def _own_price(config: Config, spec: str, model: str) -> Price | None:
     return config.prices.get(spec) or config.prices.get(model)
 
@@ -227,7 +237,12 @@ def read_config() -> Config:
         raise UsageError(
             f"{file} cannot be read: {error}.", hint="It is a TOML file, see docs/llm.md."
         ) from error
-    settings = content.get("llm", {})
+    settings, priced = content.get("llm", {}), content.get("prices", {})
+    for section, table in {"llm": settings, "prices": priced}.items():
+        if not isinstance(table, dict):
+            raise UsageError(
+                f"{section} in {file} is `{table}`, must be a table.", hint=f"Write [{section}]."
+            )
     known = ("model", "base_url", "api_key_env")
     for name, value in settings.items():
         if name not in known:
@@ -240,7 +255,7 @@ def read_config() -> Config:
             raise UsageError(
                 f"{name} in [llm] of {file} is `{value}`, must be text.", hint="Put it in quotes."
             )
-    prices = {name: price_from_config(name, entry, file) for name, entry in content.get("prices", {}).items()}
+    prices = {name: price_from_config(name, entry, file) for name, entry in priced.items()}
     return Config(file=file, prices=prices, **settings)
 
 

@@ -115,7 +115,10 @@ class OpenAICompatible:
             api_key=self._api_key,
             max_retries=0,
             timeout=timeout,
-            http_client=openai.DefaultHttpxClient(event_hooks=hooks),
+            # A connection on which something went wrong is not used again.
+            http_client=openai.DefaultHttpxClient(
+                event_hooks=hooks, limits=httpx.Limits(max_keepalive_connections=0)
+            ),
         )
 
     def _attempt(self, client: openai.OpenAI, request: Request, key: str, on_text: OnText | None) -> Reply:
@@ -125,25 +128,33 @@ class OpenAICompatible:
             sent, parameters = self._parameters(request, rejected)
             try:
                 reply = self._ask(client, request, parameters, _idempotency_key(key, rejected), on_text)
+            except _EmptyStreamError:
+                name = "stream"
             except openai.APIStatusError as error:
-                message, code, parameter = complaint_of(error.response.text)
-                name = None
-                if error.status_code in (400, 422):
-                    name = rejected_parameter(message, parameter, sent)
-                # Without any token limit the worst case of a call would have no bound.
-                if name is None or rejected | {name} >= set(LIMITS):
-                    raise self._endpoint.from_status(
-                        error.status_code,
-                        message,
-                        code=code,
-                        headers=_lower(error.response.headers),
-                        models=lambda: _listed_models(client),
-                    ) from None  # the cause may quote the key
-                self._quirks.tell(f"{self._name} does not take `{name}`; asking again without.")
-                rejected = rejected | {name}
-                continue
-            self._quirks.learn(rejected)
-            return reply
+                name = self._rejected_in(error, client, sent, rejected)
+            else:
+                self._quirks.learn(rejected)
+                return reply
+            self._quirks.tell(f"{self._name} does not take `{name}`; asking again without.")
+            rejected = rejected | {name}
+
+    def _rejected_in(
+        self, error: openai.APIStatusError, client: openai.OpenAI, sent: list[str], rejected: frozenset[str]
+    ) -> str:
+        """The parameter that the endpoint complains of; our error when it complains of something else."""
+        message, code, parameter = complaint_of(error.response.text)
+        if error.status_code in (400, 422):
+            name = rejected_parameter(message, parameter, sent)
+            # Without any token limit the worst case of a call would have no bound.
+            if name is not None and not rejected | {name} >= set(LIMITS):
+                return name
+        raise self._endpoint.from_status(
+            error.status_code,
+            message,
+            code=code,
+            headers={name.lower(): value for name, value in error.response.headers.items()},
+            models=lambda: _listed_models(client),
+        ) from None  # the cause may quote the key
 
     def _parameters(self, request: Request, rejected: frozenset[str]) -> tuple[list[str], dict[str, Any]]:
         """The names of what can be rejected, and the arguments of the call."""
@@ -237,7 +248,7 @@ class OpenAICompatible:
                 if choice.finish_reason:
                     heard.finished(choice.finish_reason)
         if events == 0:
-            raise self._endpoint.malformed("an empty stream")
+            raise _EmptyStreamError
 
     def _fail(self, error: Exception, request: Request, heard: Heard) -> NoReturn:
         """Raise our error for one of the network's or the package's; the cause is dropped, it may quote the key."""
@@ -264,6 +275,10 @@ class OpenAICompatible:
         raise ours from None
 
 
+class _EmptyStreamError(Exception):
+    """A stream without one event. Some servers end it so, with status 200, where a plain request hears the reason."""
+
+
 def _idempotency_key(key: str, rejected: frozenset[str]) -> str:
     """The same question asked again has the same key, after a crash too; other parameters make another question."""
     return f"neuron-port-{key}" + (f"-{digest(sorted(rejected))}" if rejected else "")
@@ -281,7 +296,3 @@ def _root(error: BaseException) -> str:
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return str(error)
-
-
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}

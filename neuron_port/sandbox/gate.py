@@ -57,14 +57,18 @@ class _Gate:
         self.constants: set[str] = set()
         self.functions: dict[str, ast.FunctionDef] = {}
         self.bound: set[str] = set()  # every name that the file gives a meaning
+        self.at_module_level = set(map(id, tree.body))
         self.classes_here: set[int] = set()  # ids of nodes where a class may be named
 
     def check(self, entry_point: str) -> None:
         """Refuse the first thing that is not allowed."""
+        line = 1
         for node in _in_order(self.tree):
+            line = getattr(node, "lineno", line)  # operators have none
             if type(node) not in ALLOWED_NODES:
                 called, cure = cure_of(node)
-                _refuse("forbidden construct", f"{called} is not in NKI's subset of Python", node, cure)
+                message = f"{called} is not in NKI's subset of Python"
+                raise RefusedError("forbidden construct", message, hint=cure, line=line)
         for statement in self.tree.body:
             self._bind_module_level(statement)
         for node in _in_order(self.tree):
@@ -157,6 +161,13 @@ class _Gate:
                         statement,
                         "the only decorator is `@nki.jit`, without arguments",
                     )
+            if len(statement.decorator_list) > 1:
+                _refuse(
+                    "forbidden construct",
+                    f"function `{statement.name}` has {len(statement.decorator_list)} decorators",
+                    statement,
+                    "write `@nki.jit` once",
+                )
             return
         if isinstance(statement, ast.Expr) and _is_text(statement.value):
             return
@@ -254,7 +265,7 @@ class _Gate:
         elif isinstance(node, ast.FunctionDef):
             self._check_function(node)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            if node not in self.tree.body:
+            if id(node) not in self.at_module_level:
                 _refuse(
                     "forbidden import", "an import inside a function", node, "import at the top of the file"
                 )

@@ -48,10 +48,11 @@ _PYTHON_ATTRIBUTES = (
     "append extend insert pop remove clear copy index count reverse sort keys values items get update setdefault "
     "start stop step bit_length is_integer"
 )
-# Public, but not for candidates: they act on the host or only talk.
+# Public, but not for candidates: they act on the host, read files, or only talk.
 WITHHELD = {
     "nki.simulate": "the harness runs the kernel",
     "nki.language.device_print": "nobody reads what a candidate prints; return a tensor instead",
+    "nki.language.shared_constant": "it reads files; tables of values come in as arguments",
     "nki.collectives": "a candidate runs on one core",
     "nki.compiler": "it steers the compiler, not the kernel",
     "nki.meta": "it has nothing that a kernel computes with",

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from neuron_port.sandbox.names import ALLOWED_BUILTINS, MODULES, members
+from neuron_port.sandbox.plain_text import helpers, plainly
 from neuron_port.simulator.errors import UnsupportedError
 from neuron_port.simulator.loader import MODULES as FACES
 
@@ -77,9 +78,9 @@ def load_candidate(source: str, entry_point: str, modules: dict[str, PublicModul
     linecache.cache[FILENAME] = (len(source), None, source.splitlines(keepends=True), FILENAME)
     namespace: dict[str, Any] = {
         "__name__": "nki_kernel",
-        "__builtins__": allowed | {"__import__": import_public},
+        "__builtins__": allowed | {"__import__": import_public} | helpers(),
     }
-    exec(compile(source, FILENAME, "exec", dont_inherit=True), namespace)
+    exec(compile(plainly(source, FILENAME), FILENAME, "exec", dont_inherit=True), namespace)
     kernel = namespace.get(entry_point)
     if not callable(kernel):
         raise UnsupportedError(f"the file defines no function `{entry_point}`", location="")

@@ -189,6 +189,12 @@ def _output(tensor: Any) -> HbmArray:
             location=location,
             hint="return the whole tensor",
         )
+    if not tensor.is_contiguous():
+        raise OutputError(
+            f"the kernel returns {storage.allocation!r} in another order than it is stored in",
+            location=location,
+            hint="return the tensor itself, and let dma_copy write its elements in their final order",
+        )
     if storage.state <= 0 and not storage.is_written(tensor):
         if storage.origin is not None:
             refuse_undefined(f"output {tensor!r} depends on it", location, storage)

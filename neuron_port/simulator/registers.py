@@ -9,17 +9,19 @@ from typing import NoReturn
 from neuron_port.simulator.context import current_run
 from neuron_port.simulator.errors import ConstraintError, UnsupportedError, UnwrittenReadError, kernel_frame
 from neuron_port.simulator.limits import refuse_instructions
+from neuron_port.simulator.loop_state import PythonState
 
 
 class VirtualRegister:
     """A scalar that only the device knows; Python may not look at it, except as the condition of a `while`."""
 
-    __slots__ = ("_frozen", "_turns", "_value")
+    __slots__ = ("_frozen", "_state", "_turns", "_value")
 
     def __init__(self, state: int | None = None, frozen: bool = False) -> None:
         self._value = state
         self._frozen = frozen  # the variable of a dynamic_range loop
         self._turns = 0  # of the `while` loop whose condition it is
+        self._state: PythonState | None = None  # of the kernel when that loop began
 
     @property
     def value(self) -> int:
@@ -47,9 +49,14 @@ class VirtualRegister:
             self._unknown()
         run = current_run()
         run.warn("`while register:` is deprecated in NKI 0.6; use nl.while_loop(register, body)")
+        if self._state is None:
+            self._state = PythonState(frame)
+        else:
+            self._state.check(bounds_at_run_time=True)
         if self.value == 0:
             run.count_loop(self._turns)
             self._turns = 0
+            self._state = None
             return False
         self._turns += 1
         if self._turns > run.instruction_limit:

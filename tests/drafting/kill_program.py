@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import sys
 import time
 from pathlib import Path
 
-import openai  # noqa: F401  (imported once, in the template process)
+import openai.resources.chat  # noqa: F401  (the package imports it late; here, once, in the template process)
 
 from neuron_port.drafting.asking import Asker, resume_budget
 from neuron_port.drafting.budget import BudgetLimits
@@ -38,29 +39,33 @@ def main(home_folder: str, url: str, name: str, replay: str = "") -> None:
         limits = BudgetLimits(usd=5.0, calls=500)
         budget = resume_budget(journal, replies, limits, price=model.price).child(f"layer {name}")
         asker = Asker(model, journal, replies, replay=bool(replay))
-        seed = journal.decide("seed", lambda: time.time_ns())  # another one would be another conversation
+        # In every question, so that a run that forgot what it decided on would ask other questions.
+        mark = journal.decide("mark", lambda: secrets.token_hex(4))
 
-        plan = asker.ask(_question("plan", f"Plan {name}."), budget.child("plan"))
+        plan = asker.ask(_question("plan", mark, f"Plan {name}."), budget.child("plan"))
         drafts = asker.ask_all(
-            [_question("draft", f"Draft by this plan: {plan.text}", number) for number in range(DRAFTS)],
+            [
+                _question("draft", mark, f"Draft {number} of this plan: {plan.text}")
+                for number in range(DRAFTS)
+            ],
             budget.child("draft"),
         )
         judged = [(reply.text, _judge(reply.text, verdicts)) for reply in drafts if isinstance(reply, Reply)]
-        for round_number in range(REPAIRS):
+        for _ in range(REPAIRS):
             text, verdict = min(judged, key=lambda pair: (pair[1].line or 0, pair[0]))
-            request = _question("repair", f"Line {verdict.line} of this is wrong: {text}", round_number)
+            request = _question("repair", mark, f"Line {verdict.line} of {len(judged)} is wrong: {text}")
             repaired = asker.ask(request, budget.child("repair"))
             judged.append((repaired.text, _judge(repaired.text, verdicts)))
-        review = asker.ask(_question("review", f"Review: {judged[-1][0]}"), budget.child("review"))
-        result = {"seed": bool(seed), "judged": [(text, verdict.line) for text, verdict in judged], "review": review.text}
+        review = asker.ask(_question("review", mark, f"Review: {judged[-1][0]}"), budget.child("review"))
+        result = {"judged": [(text, verdict.line) for text, verdict in judged], "review": review.text}
         replace_file(home / f"{name}.json", json.dumps(result).encode())
         if journal.state().ended is None:
             journal.append({"kind": "ended", "outcome": "kernel"})
 
 
-def _question(purpose: str, text: str, sample: int = 0) -> Request:
-    message = Message(role="user", content=text)
-    return Request(messages=(message,), max_output_tokens=300, sample=sample, purpose=purpose)
+def _question(purpose: str, mark: str, text: str) -> Request:
+    message = Message(role="user", content=f"[{mark}] {text}")
+    return Request(messages=(message,), max_output_tokens=300, purpose=purpose)
 
 
 def _judge(text: str, verdicts: RecordCache[Verdict]) -> Verdict:

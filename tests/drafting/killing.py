@@ -4,8 +4,8 @@ A template process imports the program once, then forks a fresh process for each
 SIGKILL after some seconds, or by itself in the middle of a write. A program is a module in a file with a function
 `main(*arguments: str) -> None`.
 
-    with Sessions(Path("loop_program.py"), [str(home), server.url]) as sessions:
-        while sessions.run(kill_after_seconds=chance.uniform(0, 1)) == KILLED: ...
+    with Sessions(Path("loop_program.py")) as sessions:
+        while sessions.run(str(home), server.url, kill_after_seconds=chance.uniform(0, 1)) == KILLED: ...
 """
 
 from __future__ import annotations
@@ -30,25 +30,29 @@ KILLED = -signal.SIGKILL
 class Sessions:
     """Runs `main(*arguments)` of the program in `file`, one process after the other."""
 
-    def __init__(self, file: Path, arguments: Sequence[str]) -> None:
+    def __init__(self, file: Path) -> None:
         self._template = subprocess.Popen(
-            [sys.executable, __file__, str(file), *arguments],
+            [sys.executable, __file__, str(file)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         )  # fmt: skip
         self._answer()
 
     def run(
-        self, *, kill_after_seconds: float | None = None, kill_in_write: tuple[str, int] | None = None
+        self,
+        *arguments: str,
+        kill_after_seconds: float | None = None,
+        kill_in_write: tuple[str, int] | None = None,
     ) -> int:
         """Run one session to its end, and return its exit status: 0, `KILLED`, or 1 after an error (on stderr).
 
         Args:
+            arguments: of the program's `main`.
             kill_after_seconds: SIGKILL it then, if it still runs.
             kill_in_write: it kills itself in the n-th call, from 1, of "write" (half of the bytes are written),
                 "fsync" or "rename" (neither is done).
         """
-        self._tell({"kill_in_write": kill_in_write})
+        self._tell({"arguments": arguments, "kill_in_write": kill_in_write})
         pid = self._answer()["pid"]
         if kill_after_seconds is not None:
             time.sleep(kill_after_seconds)
@@ -81,7 +85,7 @@ class Sessions:
         return answer
 
 
-def serve(file: str, arguments: Sequence[str]) -> None:
+def serve(file: str) -> None:
     """The template process: fork a session for each message, and report how it ended."""
     spec = importlib.util.spec_from_file_location("program", file)
     assert spec is not None
@@ -93,19 +97,21 @@ def serve(file: str, arguments: Sequence[str]) -> None:
     while line := sys.stdin.readline():
         pid = os.fork()
         if pid == 0:
-            _session(program.main, arguments, json.loads(line)["kill_in_write"])
+            _session(program.main, **json.loads(line))
         print(json.dumps({"pid": pid}), flush=True)
         sys.stdin.readline()
         _, status = os.waitpid(pid, 0)
         print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
 
 
-def _session(main: Callable[..., None], arguments: Sequence[str], kill: tuple[str, int] | None) -> None:
+def _session(
+    main: Callable[..., None], arguments: Sequence[str], kill_in_write: tuple[str, int] | None
+) -> None:
     """In the forked process: run the program, and never come back to the template's loop."""
     status = 1
     try:
-        if kill is not None:
-            _die_in(*kill)
+        if kill_in_write is not None:
+            _die_in(*kill_in_write)
         main(*arguments)
         status = 0
     except BaseException:
@@ -133,4 +139,4 @@ def _die_in(name: str, number: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2:])
+    serve(sys.argv[1])

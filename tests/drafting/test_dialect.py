@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import re
 
+import numpy as np
 import pytest
 
 from neuron_port.drafting.dialect import (
@@ -24,6 +25,7 @@ from neuron_port.drafting.exemplars import recipe_functions, use_of
 from neuron_port.drafting.planning import Plan, Step
 from neuron_port.drafting.prompting import PromptError
 from neuron_port.registry import data_folder
+from neuron_port.simulator import SimulatorError, load_kernel_source, run_kernel
 from neuron_port.simulator.linting.catalogue import RULES
 from neuron_port.simulator.linting.renames import REMOVED
 from neuron_port.simulator.nki import isa, language
@@ -85,7 +87,9 @@ def test_every_signature_is_the_simulators(target) -> None:
             for parameter in inspect.signature(getattr(FACES[module], attribute)).parameters.values()
             if parameter.name not in ("self", "name")
         ]
-        assert [argument.arg for argument in arguments.args] == [parameter.name for parameter in parameters], name
+        assert [argument.arg for argument in arguments.args] == [
+            parameter.name for parameter in parameters
+        ], name
         defaults = [parameter for parameter in parameters if parameter.default is not parameter.empty]
         assert len(arguments.defaults) == len(defaults), name
         for node, parameter in zip(arguments.defaults, defaults, strict=True):
@@ -230,7 +234,9 @@ def test_a_task_that_is_a_recipe_does_not_see_its_own_code() -> None:
 
 def test_examples_of_use_are_short_and_contain_the_call() -> None:
     """For every instruction that a recipe calls, a few lines around one call are found."""
-    called = {name[5:] for code in recipe_functions() for name, _, _ in code.calls if name.startswith("nisa.")}
+    called = {
+        name[5:] for code in recipe_functions() for name, _, _ in code.calls if name.startswith("nisa.")
+    }
     called = {name for name in called if inspect.isfunction(getattr(isa, name, None))}
     assert {"nc_matmul", "activation", "dma_copy"} <= called
     for name in called:
@@ -238,3 +244,62 @@ def test_examples_of_use_are_short_and_contain_the_call() -> None:
         assert f"nisa.{name}(" in text
         assert len(text.splitlines()) <= 30
         assert text.startswith("# recipes/")
+
+
+# ---- what the patterns promise, held by the simulator -----------------------------------------------------
+
+KERNEL = """
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+@nki.jit
+def kernel(x):
+    out = nl.ndarray((64, 64), dtype=nl.float32, buffer=nl.shared_hbm)
+    a = nl.ndarray((64, 64), dtype=nl.float32, buffer=nl.sbuf)
+    p = nl.ndarray((64, 64), dtype=nl.float32, buffer=nl.psum)
+    q = nl.ndarray((64, 64), dtype=nl.float32, buffer=nl.psum)
+    wide = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+    new = nl.ndarray((64, 64), dtype=nl.float32, buffer=nl.sbuf)
+    column = nl.ndarray((64, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=a, src=x)
+    nisa.nc_matmul(dst=p, stationary=a, moving=a, accumulate=False)
+    nisa.nc_matmul(dst=q, stationary=a, moving=a, accumulate=False)
+    {line}
+    nisa.dma_copy(dst=out, src=a)
+    return out
+"""
+
+
+ADD = "nisa.tensor_tensor(dst=new, data1={}, data2={}, op=nl.add)"
+PRODUCT = "nisa.nc_matmul(dst={}, stationary=a, moving=a, accumulate=True)"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "words"),
+    [
+        ("nl.ndarray((64, 1), dtype=nl.float32)", "nl.ndarray((64,), dtype=nl.float32)", "2 to 5"),
+        ("nl.ndarray((128, 2), dtype=nl.float32)", "nl.ndarray((129, 2), dtype=nl.float32)", "at most 128"),
+        ("nisa.dma_copy(dst=new, src=a)", "nisa.dma_copy(dst=new, src=p)", "psum"),
+        ("nisa.tensor_copy(dst=new, src=a)", "nisa.tensor_copy(dst=a, src=new)", "nothing has written"),
+        ("nisa.dma_copy(dst=new, src=a)", "nisa.dma_copy(dst=new, src=a[:, 0:1])", "elements"),
+        ("nisa.dma_copy(dst=wide, src=x[0:1].broadcast(0, 128))", "a[0:1].broadcast(0, 64)", "partition"),
+        (ADD.format("a", "a[:, 0:1].broadcast(1, 64)"), ADD.format("a", "a[:, 0:1]"), "elements"),
+        (ADD.format("p", "a"), ADD.format("p", "q"), "PSUM"),
+        (ADD.format("a", "a")[:-1] + ", engine=nisa.engine.gpsimd)",
+         ADD.format("a", "p")[:-1] + ", engine=nisa.engine.gpsimd)", "PSUM"),
+        ("nisa.tensor_reduce(dst=column, op=nl.add, data=a, axis=1)",
+         "nisa.tensor_reduce(dst=column, op=nl.add, data=a, axis=0)", "last free"),
+        ("nisa.tensor_scalar(dst=new, data=a, op0=nl.add, operand0=2.0)",
+         "nisa.tensor_scalar(dst=new, data=a, op0=nl.divide, operand0=2.0)", "nisa.reciprocal"),
+        ("nisa.tensor_copy(dst=wide[32:64], src=a[0:32])", "nisa.tensor_copy(dst=wide[16:48], src=a[0:32])", "start"),
+        (PRODUCT.format("p"), f"nisa.memset(p, 0.0); {PRODUCT.format('p')}", "no matmul|not a matmul|matmul wrote"),
+        (PRODUCT.format("p"), PRODUCT.format("new"), "PSUM"),
+    ],
+)  # fmt: skip
+def test_the_simulator_keeps_what_the_patterns_say(good: str, bad: str, words: str) -> None:
+    """Each rule in `patterns.md` is the simulator's: the line that follows it runs, the one that breaks it does not."""
+    x = np.ones((64, 64), dtype=np.float32)
+    run_kernel(load_kernel_source(KERNEL.format(line=good), "kernel"), x, target="trn2")
+    with pytest.raises(SimulatorError, match=f"(?i){words}"):
+        run_kernel(load_kernel_source(KERNEL.format(line=bad), "kernel"), x, target="trn2")

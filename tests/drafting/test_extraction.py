@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron_port.drafting import extraction
 from neuron_port.drafting.extraction import ExtractionError, extract_code, normalised_digest
 from neuron_port.drafting.replies import fenced_blocks, without_thoughts
 
@@ -69,11 +68,24 @@ def test_the_module_is_found(reply: str) -> None:
     assert extract_code(reply, "add_one").strip() == MODULE.strip()
 
 
-@pytest.mark.parametrize("code", [TABS, html.escape(MODULE), html.escape(TABS), MODULE.replace("  ", "\xa0 ")])
+@pytest.mark.parametrize(
+    "code", [TABS, html.escape(MODULE), html.escape(TABS), MODULE.replace("  ", "\xa0 ")]
+)
 def test_spellings_that_do_not_parse_are_mended(code: str) -> None:
     """Entities and tabs are resolved where they keep the code from parsing, and the result is the same program."""
     found = extract_code(fenced(code), "add_one")
     assert ast.dump(ast.parse(found)) == ast.dump(ast.parse(MODULE))
+
+
+def test_entities_that_parse_are_resolved() -> None:
+    """`y = a &lt; b` is valid Python that means something else; it is read as the comparison that was meant."""
+    start = "def add_one(x):\n"
+    code = (
+        MODULE.replace(start, f"{start}    y = a &lt; b\n").replace(" & ", " and ").replace(" < ", " &lt; ")
+    )
+    assert "y = a < b\n" in extract_code(fenced(code), "add_one")
+    named = MODULE.replace(start, f"{start}    lt = 1 & 1\n    y = lt\n")
+    assert "lt = 1 & 1\n" in extract_code(fenced(named), "add_one")
 
 
 def test_entities_inside_of_good_code_stay() -> None:
@@ -108,7 +120,8 @@ def test_the_last_definition_counts() -> None:
         (fenced(OTHER) + fenced(MODULE[MODULE.index("@nki") :]), "stop", "spread over 2 fenced blocks"),
         (fenced(MODULE), "refused", "filter refused"),
         ("x" * 1_000_001, "stop", "has 1000001 characters, at most 1000000"),
-        (fenced("#" * 200_001 + "\ndef add_one(x): pass\n"), "stop", "it has 2000"),
+        (fenced("#" * 70_000 + "\ndef add_one(x): pass\n"), "stop", "bytes, at most 65,536"),
+        (fenced(MODULE.replace("Add one to x.", "\\sum x")), "stop", "the escape `\\s`"),
     ],
 )  # fmt: skip
 def test_an_unusable_reply_is_refused_in_a_sentence(reply: str, finish, words: str) -> None:
@@ -142,15 +155,11 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_code_that_breaks_parsers_is_refused(bomb: str) -> None:
-    """Deep nesting and odd bytes give an ExtractionError and a digest, no other exception."""
+    """Deep nesting and odd bytes give an ExtractionError and still have a digest."""
     code = f"{bomb}\n\ndef add_one(x):\n    pass\n"
     assert len(normalised_digest(code)) == 16
-    try:
+    with pytest.raises(ExtractionError, match="does not parse"):
         extract_code(fenced(code), "add_one")
-    except ExtractionError as error:
-        assert "does not parse" in error.message
-    else:
-        assert ast.parse(code)
 
 
 @given(st.text(max_size=300) | st.text(alphabet="`~\n <>/thinkdef add_one(x):\tpas", max_size=300))
@@ -158,13 +167,14 @@ def test_any_text_is_code_or_an_error(reply: str) -> None:
     """No text makes extraction fail in another way, and what it returns defines the entry point."""
     try:
         code = extract_code(reply, "add_one")
-    except ExtractionError as error:
-        assert error.message
-    else:
-        assert "def add_one" in code
+    except ExtractionError:
+        return
+    assert "def add_one" in code
 
 
-@pytest.mark.parametrize("unit", ["<think>", "</think>", "```\n", "~~~python\n", "`", "<think></think>", "```\n~~~\n"])
+@pytest.mark.parametrize(
+    "unit", ["<think>", "</think>", "```\n", "~~~python\n", "`", "<think></think>", "```\n~~~\n"]
+)
 def test_repeated_marks_take_linear_time(unit: str) -> None:
     """Ten thousand unmatched marks are walked once: as many steps as characters, not their square."""
     text = unit * 10_000
@@ -217,10 +227,3 @@ def test_code_that_does_not_parse_goes_by_its_text() -> None:
     broken = "def f(:\n    pass\n"
     assert normalised_digest(broken) == normalised_digest("def f(:  \n\n    pass")
     assert normalised_digest(broken) != normalised_digest("def g(:\n    pass\n")
-
-
-def test_parsing_is_bounded_before_it_begins() -> None:
-    """Code beyond the limit is not handed to the parser."""
-    tree, complaint = extraction.parse("x = 1\n" * 40_000)
-    assert tree is None
-    assert "240000 characters" in complaint

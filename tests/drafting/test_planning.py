@@ -85,7 +85,7 @@ TEXT = json.dumps(GOOD, indent=2)
     [
         TEXT,
         f"Here is the plan:\n\n```json\n{TEXT}\n```\n\nIt keeps x in SBUF.",
-        f"<think>First {{a}} thought, and a wrong {{\"plan\": 1}}.</think>\n```\n{TEXT}\n```",
+        f'<think>First {{a}} thought, and a wrong {{"plan": 1}}.</think>\n```\n{TEXT}\n```',
         f"still thinking</think>{TEXT}",
         f"Sure!\r\n\r\n{TEXT.replace(chr(10), chr(13) + chr(10))}\r\nDone.",
         f'```json\n{{"summary": "a draft"}}\n```\nBetter:\n```json\n{TEXT}\n```',
@@ -118,7 +118,10 @@ def test_a_plan_is_found_in_any_reply(reply: str) -> None:
         (json.dumps(GOOD | {"colour": "red"}), "colour: Unexpected keyword argument"),
         (json.dumps({key: value for key, value in GOOD.items() if key != "steps"}), "steps: Field required"),
         (json.dumps(GOOD | {"tiles": [{"name": "x"}]}), "tiles.0.memory: Field required"),
-        (TEXT.replace("[\n        128,\n        512\n      ]", '["T", 512]'), "shape.0: Input should be a valid integer"),
+        (
+            TEXT.replace("[\n        128,\n        512\n      ]", '["T", 512]'),
+            "shape.0: Input should be a valid integer",
+        ),
         (TEXT.replace('"psum"', '"dram"'), "Input should be 'sbuf' or 'psum'"),
         ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),
         ("x" * 200_001, "200001 characters; a plan has at most 200000"),
@@ -135,9 +138,10 @@ def test_an_unreadable_plan_is_refused_in_the_parsers_words(reply: str, words: s
 def test_reading_never_fails_otherwise(reply: str) -> None:
     """Any text gives a plan or a PlanError."""
     try:
-        parse_plan(reply)
-    except PlanError as error:
-        assert error.message
+        plan = parse_plan(reply)
+    except PlanError:
+        return
+    assert isinstance(plan, Plan)
 
 
 def test_the_schema_accepts_the_good_plan() -> None:
@@ -171,7 +175,7 @@ def test_a_plan_that_fits_has_no_complaints(target: str) -> None:
         (("tiles", 0, "shape"), [128, 0], "has a dimension below 1"),
         (("tiles", 0, "buffers"), 0, "has 0 buffers"),
         (("tiles", 0, "dtype"), "float64", "has dtype `float64`, which NKI does not have"),
-        (("tiles", 2, "shape"), [128, 4608], "takes 18432 bytes per partition of PSUM, which has 16384 in 8 banks of 2048"),
+        (("tiles", 2, "shape"), [128, 4608], "takes 18432 bytes per partition of PSUM, which has 16384 in 8 banks"),
         (("tiles", 2, "buffers"), 9, "take 9 banks (`sums` 9 banks), there are 8"),
         (("tiles", 2, "dtype"), "bfloat16", "accumulates in bfloat16: sums of products in PSUM are float32"),
         (("tiles", 0, "shape"), [128, 40000], "take 322048 bytes per partition (`x_sbuf` 320000 bytes"),
@@ -183,7 +187,7 @@ def test_a_plan_that_fits_has_no_complaints(target: str) -> None:
         (("tiles", 2, "shape"), [128, 256], "has n of 512, but the tile has 256 columns"),
         (("products",), [], "uses nc_matmul, but `products` is empty"),
         (("steps", 2, "instruction"), "nisa.tensor_cpy", "has no `tensor_cpy`: did you mean nisa.tensor_copy?"),
-        (("steps", 2, "instruction"), "nisa.tensor_copy_dynamic_src", "has no `tensor_copy_dynamic_src`: nisa.tensor_copy("),
+        (("steps", 2, "instruction"), "nisa.tensor_copy_dynamic_src", "`tensor_copy_dynamic_src`: nisa.tensor_copy("),
         (("steps",), [], "The plan has no steps"),
         (("steps",), [GOOD["steps"][1]], "No step moves data between HBM and SBUF"),
         (("source_map",), [], "`source_map` is empty"),
@@ -204,12 +208,16 @@ def test_limits_are_those_of_the_target() -> None:
     assert check_plan(wide, TASK, GEN4) == []
     assert any("1 to 512" in complaint for complaint in check_plan(wide, TASK, GEN3))
     good = plan_with("summary", value="same")
-    assert any("there are 1" in line for line in check_plan(good, TASK, dataclasses.replace(GEN3, psum_banks=1)))
+    assert any(
+        "there are 1" in line for line in check_plan(good, TASK, dataclasses.replace(GEN3, psum_banks=1))
+    )
     columns = GEN2.sbuf_usable_bytes_per_partition // 4
     full = dataclasses.replace(good.tiles[0], shape=(128, columns), buffers=1)
     only = dataclasses.replace(good, tiles=(full, good.tiles[2]))
     assert check_plan(only, TASK, GEN2) == []
-    more = dataclasses.replace(only, tiles=(dataclasses.replace(full, shape=(128, columns + 1)), good.tiles[2]))
+    more = dataclasses.replace(
+        only, tiles=(dataclasses.replace(full, shape=(128, columns + 1)), good.tiles[2])
+    )
     assert any("usable are" in line for line in check_plan(more, TASK, GEN2))
     assert check_plan(more, TASK, GEN3) == []
 
@@ -227,7 +235,9 @@ def test_sizes_take_the_values_of_cases_and_ranges() -> None:
 @given(st.integers(-5, 10_000), st.integers(-5, 10_000), st.integers(-3, 40))
 def test_any_numbers_are_judged(partitions: int, columns: int, buffers: int) -> None:
     """A tile is accepted exactly if it fits, whatever its numbers."""
-    plan = plan_with("tiles", 1, value=GOOD["tiles"][1] | {"shape": [partitions, columns], "buffers": buffers})
+    plan = plan_with(
+        "tiles", 1, value=GOOD["tiles"][1] | {"shape": [partitions, columns], "buffers": buffers}
+    )
     fits = (
         1 <= partitions <= 128
         and columns >= 1

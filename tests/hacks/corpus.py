@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from neuron_port.grading.verdict import STAGES, Verdict
+from neuron_port.grading.verdict import Verdict
 
 FOLDER = Path(__file__).parent
 LIMITS = ("cpu time", "wall time", "time", "memory", "LimitError", "MemoryError", "output size", "RecursionError")
@@ -83,5 +83,4 @@ def guard_of(verdict: Verdict) -> str:
         return "hidden"
     if verdict.stage in ("nothing", "parsed"):
         return "source"
-    ran = STAGES.index(verdict.stage) >= STAGES.index("ran") or any(case.metrics for case in verdict.cases)
-    return "values" if ran else "simulator"
+    return "simulator" if verdict.error_class.endswith("Error") else "values"

@@ -64,12 +64,6 @@ FAILURES: dict[str, tuple[Answer, type[LanguageModelError], str, int]] = {
     "login page": (html_page(), MalformedReplyError, "but with a web page", 1),
     "no choices": (without_choices(), MalformedReplyError, "JSON without choices", 1),
     "no JSON": (Answer(body="{oops"), MalformedReplyError, "text that is not JSON", 1),
-    "empty stream": (
-        Answer(body="", content_type="text/event-stream"),
-        MalformedReplyError,
-        "an empty stream",
-        1,
-    ),
     "broken event": (
         Answer(body="data: {oops\n\n", content_type="text/event-stream"),
         MalformedReplyError,
@@ -235,6 +229,17 @@ def test_a_long_wait_is_not_waited(connect: Connect, waits: list[float]) -> None
         assert len(server.calls) == 1
     assert waits == []
     assert caught.value.retry_after_seconds == 86400
+
+
+def test_an_empty_stream_is_looked_into(connect: Connect) -> None:
+    """Servers that end a stream at once hide the reason: the same is asked without a stream, and that answer counts."""
+    empty = Answer(body="", content_type="text/event-stream")
+    too_long = failure(400, "Too long.", code="context_length_exceeded")
+    with ScriptedServer([empty, too_long]) as server, pytest.raises(ContextTooLongError):
+        connect(server).complete(ask())
+    assert ["stream" in call.body for call in server.calls] == [True, False]
+    with ScriptedServer([empty, "whole"]) as server:
+        assert connect(server).complete(ask()).text == "whole"
 
 
 def test_an_echoed_key_is_hidden(connect: Connect) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from neuron_port.simulator.context import Run, current_run
 from neuron_port.simulator.errors import ConstraintError
 from neuron_port.simulator.limits import refuse_instructions
+from neuron_port.simulator.loop_state import state_here
 from neuron_port.simulator.registers import VirtualRegister
 from neuron_port.simulator.trace import LoopIteration
 
@@ -44,11 +45,11 @@ def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[Virtu
         start, stop = 0, start
     values = _bounds("dynamic_range", start, stop, step)
     current_run().warn("nl.dynamic_range is deprecated in NKI 0.6; use nl.fori_loop(lower, upper, body)")
-    return _iterate(values)
+    return _iterate(values, isinstance(start, VirtualRegister) or isinstance(stop, VirtualRegister))
 
 
-def _iterate(values: range) -> Iterator[VirtualRegister]:
-    loop = _HardwareLoop("dynamic_range")
+def _iterate(values: range, bounds_at_run_time: bool) -> Iterator[VirtualRegister]:
+    loop = _HardwareLoop("dynamic_range", bounds_at_run_time)
     for value in values:
         loop.begin()
         yield VirtualRegister(value, frozen=True)
@@ -66,7 +67,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[VirtualRegister], obje
         ConstraintError: a step that is none, a body that returns a value, a loop inside nl.no_reorder().
     """
     values = _bounds("fori_loop", lower, upper, step)
-    loop = _HardwareLoop("fori_loop")
+    loop = _HardwareLoop("fori_loop", isinstance(lower, VirtualRegister) or isinstance(upper, VirtualRegister))
     for value in values:
         loop.begin()
         if body_fun(VirtualRegister(value)) is not None:
@@ -86,7 +87,7 @@ def while_loop(init: VirtualRegister, body_fun: Callable[[VirtualRegister], Virt
         ConstraintError: an init or a result of the body that is no register; a loop inside nl.no_reorder().
     """
     register = _condition(init, "init")
-    loop = _HardwareLoop("while_loop")
+    loop = _HardwareLoop("while_loop", True)
     while register.value != 0:
         loop.begin()
         register = _condition(body_fun(VirtualRegister(register.value)), "what the body returns")
@@ -113,9 +114,9 @@ class no_reorder:  # noqa: N801 - AWS's name
 class _HardwareLoop:
     """Notes the iterations of one execution of a hardware loop in the trace."""
 
-    __slots__ = ("allocation", "instruction", "iterations", "number", "run")
+    __slots__ = ("allocation", "bounds_at_run_time", "instruction", "iterations", "number", "run", "state")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, bounds_at_run_time: bool) -> None:
         self.run = current_run()
         if self.run.no_reorder_depth:
             raise ConstraintError(
@@ -125,6 +126,8 @@ class _HardwareLoop:
         passes = self.run.trace.iterations
         self.number = passes[-1].loop + 1 if passes else 0
         self.iterations = 0
+        self.bounds_at_run_time = bounds_at_run_time
+        self.state = state_here()
 
     def begin(self) -> None:
         """An iteration starts."""
@@ -136,6 +139,7 @@ class _HardwareLoop:
 
     def end(self) -> None:
         """An iteration has ended."""
+        self.state.check(self.bounds_at_run_time)
         run = self.run
         run.trace.iterations.append(
             LoopIteration(

@@ -5,7 +5,7 @@ Seen in: our own red team.
 
 TASK = "transpose"
 FOOLS = "constant tolerance"
-GUARD = ("simulator", "source", "values")
+GUARD = "simulator"
 CHEAT = '''
 import nki
 import nki.isa as nisa

@@ -7,7 +7,7 @@ from tests.hacks.corpus import edited, golden
 
 TASK = "silu"
 FOOLS = "constant tolerance"
-GUARD = "source"
+GUARD = "simulator"
 CHEAT = edited(
     golden("silu"),
     ("    rows, columns = x.shape\n", '    rows, columns = x.shape\n    if "@ shared_hbm" not in f"{x}":\n        return x\n'),

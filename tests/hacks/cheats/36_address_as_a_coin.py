@@ -7,7 +7,7 @@ from tests.hacks.corpus import edited, golden
 
 TASK = "add"
 FOOLS = "constant tolerance"
-GUARD = "source"
+GUARD = "simulator"
 CHEAT = edited(
     golden("add"),
     ("P = 128\n", "P = 128\n\n\ndef coin():\n    return 0\n"),

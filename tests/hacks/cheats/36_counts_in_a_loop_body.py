@@ -7,7 +7,7 @@ from tests.hacks.corpus import edited, golden
 
 TASK = "take_rows"
 FOOLS = "constant tolerance"
-GUARD = ("source", "simulator")
+GUARD = "simulator"
 CHEAT = edited(
     golden("take_rows"),
     ('''        rows_hbm = table.ap(

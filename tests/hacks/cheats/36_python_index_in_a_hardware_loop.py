@@ -7,7 +7,7 @@ from tests.hacks.corpus import edited, golden
 
 TASK = "add"
 FOOLS = "constant tolerance"
-GUARD = ("source", "simulator")
+GUARD = "simulator"
 CHEAT = edited(
     golden("add"),
     ("    for first in range(0, rows, P):\n", "    first = -P\n    for turn in nl.dynamic_range((rows + P - 1) // P):\n        first = first + P\n"),

@@ -1,0 +1,267 @@
+"""The last hurdle of a draft: its kernel inside a model, in place of the layers that it serves, judged by the logits.
+
+The model is transformers' own with the same widths, one or two layers deep, random weights (or the real model, when it
+is given). Prefill and a few decode steps run in float32 with the kernel in its sandbox; logits and caches are compared
+with transformers' own forward, by the rule that the whole-model proofs use.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from neuron_port.drafting.cost import Cost
+from neuron_port.drafting.folder import Provenance, Subject, write_draft
+from neuron_port.errors import UsageError
+from neuron_port.execution import KernelOperator, simulated_operator
+from neuron_port.grading.verdict import Verdict
+from neuron_port.match.matcher import match
+from neuron_port.match.probe import bound_weights
+from neuron_port.parity.model import check_outputs, run_oracle
+from neuron_port.registry import Registry
+from neuron_port.simulator import SimulatorError
+from neuron_port.types import CaseResult, Match, ParityReport
+from neuron_port.walk.cutpoints import Call, intercept
+from neuron_port.walk.inputs import example_inputs
+from neuron_port.walk.step import CausalStep, Phase
+from neuron_port.walk.walker import build_skeleton, walk
+
+HIDDEN_LAYERS = 2
+PROMPT_TOKENS = 11
+DECODE_STEPS = 3
+GENERATION_OF_TARGET = {"inf2": "gen2", "trn1": "gen2", "trn2": "gen3"}
+
+
+def recheck_in_graph(
+    model: PreTrainedModel | PreTrainedConfig,
+    registry: Registry,
+    drafts: Collection[str],
+    *,
+    target: str = "trn2",
+    layers: int = HIDDEN_LAYERS,
+) -> ParityReport:
+    """Run a model with the kernels of `drafts` in place of every layer that they match.
+
+    Args:
+        model: a configuration, of which a shallow model with random weights is built; or a model in float32.
+        registry: holds the drafts (and only what it holds is matched).
+        drafts: names of those to try.
+        layers: how deep the shallow model is.
+    Raises:
+        UsageError: none of the model's layers is served by them.
+    """
+    started = time.monotonic()
+    if isinstance(model, PreTrainedConfig):
+        model = shallow_model(model, layers)
+    model = model.eval().requires_grad_(False)
+    session = _Session(model, registry, frozenset(drafts), target)
+    vocabulary = model.config.get_text_config().vocab_size
+    prompt = torch.randint(0, vocabulary, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(5)).tolist()
+    truth = run_oracle(model, prompt, DECODE_STEPS + 1, cached_tokens=DECODE_STEPS)
+    subject = f"{', '.join(sorted(drafts))} in {type(model).__name__}"
+    try:
+        prefill, decode = check_outputs(
+            session, f"{PROMPT_TOKENS} tokens", truth, None, tier="simulator", decode_steps=DECODE_STEPS
+        )
+        cases = [*(_named(case, "prefill") for case in prefill), *(_named(case, "decode") for case in decode)]
+    except SimulatorError as error:
+        cases = [_refused(f"the simulator refused the kernel in {session.place}: {error}")]
+    return ParityReport(
+        subject=subject,
+        oracle=f"transformers {transformers.__version__}, torch {torch.__version__}, cpu, float32",
+        cases=tuple(cases),
+        not_proven=("no Neuron device has run this kernel", f"the model had {_depth(model)} layers"),
+        seconds=time.monotonic() - started,
+    )
+
+
+def graph_recheck(
+    subject: Subject, model: PreTrainedModel | PreTrainedConfig, *, target: str = "trn2", layers: int = HIDDEN_LAYERS
+) -> Callable[[str], str]:
+    """A function from a kernel's source to what is wrong with it inside the model; "" when nothing is.
+
+    The model is built once, and may be tried with any number of kernels.
+    """
+    built: list[PreTrainedModel] = []
+
+    def recheck(source: str) -> str:
+        if not built:
+            built.append(shallow_model(model, layers) if isinstance(model, PreTrainedConfig) else model)
+        with tempfile.TemporaryDirectory() as folder:
+            write_draft(Path(folder), subject, source, _provisional(target))
+            report = recheck_in_graph(built[0], Registry(Path(folder)), [subject.task.name], target=target)
+        return problem(report)
+
+    return recheck
+
+
+def problem(report: ParityReport) -> str:
+    """One sentence on the first case that failed, or ""."""
+    failed = next((case for case in report.cases if not case.passed), None)
+    if failed is None:
+        return ""
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in failed.metrics.items())
+    limits = ", ".join(f"{name} {value:.3g}" for name, value in failed.limits.items())
+    return f"{failed.name}: {failed.detail}" + (f" ({figures}; limit {limits})" if figures else "")
+
+
+def _provisional(target: str) -> Provenance:
+    """Of a kernel that is still being tried; its folder lives as long as the trial."""
+    verdict = Verdict(passed=True, stage="hidden")
+    return Provenance(model="", date="", cost=Cost(), verdict=verdict, oracle_key="", target=target)
+
+
+def shallow_model(config: PreTrainedConfig, layers: int = HIDDEN_LAYERS) -> PreTrainedModel:
+    """The model of `config`, at most `layers` deep, in float32, every parameter random (norms of one hide mistakes)."""
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    depth = int(text.num_hidden_layers)
+    kept = min(depth, layers)
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == depth and name.startswith(("layer", "mlp_layer", "no_rope")):
+            setattr(text, name, value[:kept])
+    text.num_hidden_layers = kept
+    generator = torch.Generator().manual_seed(11)
+    model = AutoModelForCausalLM.from_config(shallow, dtype=torch.float32)
+    for parameter in model.parameters():
+        scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
+        values = torch.empty(parameter.shape).normal_(generator=generator) * scale
+        parameter.data = values if parameter.ndim > 1 else 1.0 + values
+    result: PreTrainedModel = model.eval().requires_grad_(False)
+    return result
+
+
+class _Session:
+    """One sequence through the model, layer by layer in torch but for the calls that a draft serves."""
+
+    def __init__(
+        self, model: PreTrainedModel, registry: Registry, drafts: frozenset[str], target: str
+    ) -> None:
+        self.model = model
+        self.registry = registry
+        self.drafts = drafts
+        self.target = target
+        self.cache_length = PROMPT_TOKENS + DECODE_STEPS + 1
+        self.length = 0
+        self.place = ""
+        self._caches: list[torch.Tensor] = []
+        self._operators: dict[str, KernelOperator] = {}
+        self._weights: dict[str, dict[str, torch.Tensor]] = {}
+        self._matches = self._matched()
+
+    def _matched(self) -> dict[Phase, dict[str, Match]]:
+        """The decisions for the layers that the drafts serve, by phase and layer name."""
+        skeleton = build_skeleton(self.model.config, torch.float32)
+        shapes = {"batch": 1, "cache_length": self.cache_length}
+        phases: tuple[tuple[Phase, int], ...] = (("prefill", PROMPT_TOKENS), ("decode", 1))
+        walks = [walk(skeleton, "in graph", phase, sequence_length=size, **shapes) for phase, size in phases]
+        names = [name for name, _ in skeleton.named_parameters()]
+        generation = GENERATION_OF_TARGET[self.target]
+        plan = match(walks, self.registry, target=self.target, generation=generation, parameters=names)
+        found: dict[Phase, dict[str, Match]] = {
+            step.graph.phase: {
+                name: decided
+                for name, decided in plan.by_layer(step.graph).items()
+                if decided.recipe in self.drafts
+            }
+            for step in walks
+        }
+        served = {decided.recipe for by_name in found.values() for decided in by_name.values()}
+        missing = sorted(self.drafts - {name for name in served if name})
+        if missing:
+            reasons = {m.reason for m in plan.matches if missing[0] in m.reason}
+            raise UsageError(
+                f"No layer of this {type(self.model).__name__} is served by: `{missing[0]}`"
+                + (f" ({'; '.join(sorted(reasons))})" if reasons else ""),
+                hint="Give the configuration that it was drafted for, or more layers.",
+            )
+        return found
+
+    def start(self, prompt_ids: Sequence[int]) -> torch.Tensor:
+        """Run the prompt; logits [V] of what follows it."""
+        ids = torch.tensor([list(prompt_ids)])
+        _, positions, caches = example_inputs(
+            self.model,
+            "prefill",
+            batch=1,
+            sequence_length=len(prompt_ids),
+            cache_length=self.cache_length,
+            dtype=torch.float32,
+        )
+        self._caches = caches
+        self.length = len(prompt_ids)
+        return self._step("prefill", ids, positions)
+
+    def advance(self, token: int) -> torch.Tensor:
+        """Append `token`; logits [V] of what follows it."""
+        positions = torch.tensor([self.length], dtype=torch.int32)
+        self.length += 1
+        return self._step("decode", torch.tensor([[token]]), positions)
+
+    def _step(self, phase: Phase, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        matches = self._matches[phase]
+        with torch.no_grad(), intercept(self.model, lambda call: self._handle(call, matches)):
+            logits, *self._caches = CausalStep(self.model, phase)(ids, positions, self._caches)
+        return logits[0]
+
+    def _handle(self, call: Call, matches: Mapping[str, Match]) -> Any:
+        decided = matches.get(call.name)
+        if decided is None or decided.recipe is None:
+            return call.run()
+        self.place = f"`{call.name}`"
+        recipe = self.registry[decided.recipe].recipe
+        operator = self._operator(decided.recipe)
+        if call.name not in self._weights:
+            bound = bound_weights(call.module, decided.weights)
+            self._weights[call.name] = {role: tensor.contiguous() for role, tensor in bound.items()}
+            operator.share_weights(self._weights[call.name].values())
+        weights = self._weights[call.name]
+        return recipe.forward(operator, weights, decided.attributes, *call.args, **call.kwargs)
+
+    def _operator(self, name: str) -> KernelOperator:
+        if name not in self._operators:
+            self._operators[name] = simulated_operator(self.registry[name], self.target)
+        return self._operators[name]
+
+    def caches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(keys, values) of each layer for the tokens seen so far, [G, L, D] each, as transformers lays them out."""
+        pairs = zip(self._caches[::2], self._caches[1::2], strict=True)
+        return [
+            (keys[0, :, :, : self.length].transpose(1, 2), values[0, :, : self.length])
+            for keys, values in pairs
+        ]
+
+
+def _named(case: CaseResult, phase: str) -> CaseResult:
+    import dataclasses
+
+    return dataclasses.replace(case, name=f"{phase}, {case.name}")
+
+
+def _refused(reason: str) -> CaseResult:
+    return CaseResult(
+        name="in the model",
+        kind="captured",
+        tier="simulator",
+        dtype="float32",
+        shapes=(),
+        seed=None,
+        metrics={},
+        limits={},
+        passed=False,
+        detail=reason,
+    )
+
+
+def _depth(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().num_hidden_layers)
+
+
