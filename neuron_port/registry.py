@@ -152,7 +152,9 @@ def stale_reason(found: RegisteredRecipe) -> str | None:
         dialect, verifier = record["nki_version"], record["verifier_version"]
         verified = record["sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{path} is damaged: {type(error).__name__}: {error}", hint="Draft it again.") from error
+        raise RecipeError(
+            f"{path} is damaged: {type(error).__name__}: {error}", hint="Draft it again."
+        ) from error
     if dialect != NKI_VERSION:
         return f"it was verified under NKI {dialect}, this is NKI {NKI_VERSION}"
     if verifier != VERIFIER_VERSION:

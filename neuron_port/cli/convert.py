@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from neuron_port.cli.model_options import executor_options, language_model_options
+
 
 def _model_options(function: Any) -> Any:
     """The options that decide what is converted, shared by `convert` and `plan`."""
@@ -59,15 +61,61 @@ def _parse_buckets(text: str | None) -> tuple[int, ...]:
 )
 @click.option("--proof", type=click.Choice(["auto", "full", "kernels"]), default="auto", show_default=True,
               help="Run the whole model (full), or its kernels and graphs alone; auto decides by size.")  # fmt: skip
-def convert(as_json: bool, quiet: bool, buckets: str | None, **options: Any) -> None:
-    """Convert MODEL (a preset, a hub id, a folder or a .gguf file) into a verified Neuron bundle."""
+@click.option("--drafts-folder", type=click.Path(file_okay=False, path_type=Path), default=Path("drafts"),
+              show_default=True, metavar="DIR", help="With --llm: where accepted kernels go.")  # fmt: skip
+@language_model_options
+@executor_options
+def convert(as_json: bool, quiet: bool, buckets: str | None, drafts_folder: Path, **options: Any) -> None:
+    """Convert MODEL (a preset, a hub id, a folder or a .gguf file) into a verified Neuron bundle.
+
+    With --llm, a language model drafts kernels for the layers that no recipe serves.
+    """
     from neuron_port.pipeline.convert import convert as run
     from neuron_port.pipeline.options import complete_options
 
+    opened = {name: options.pop(name) for name in _DRAFTING_OPTIONS}
+    dry_run = options.pop("dry_run")
     completed = complete_options(buckets=_parse_buckets(buckets), **options)
-    with _live_view(as_json, quiet) as view:
-        conversion = run(completed, view)
-    _show(conversion, as_json)
+    if opened["llm"] is None:
+        if dry_run:
+            raise click.UsageError("--dry-run says what drafting would cost: it goes with --llm")
+        with _live_view(as_json, quiet) as view:
+            conversion = run(completed, view)
+    else:
+        conversion = _convert_with_drafts(completed, opened, drafts_folder, dry_run, as_json, quiet)
+    if conversion is not None:
+        _show(conversion, as_json)
+
+
+_DRAFTING_OPTIONS = (
+    "llm", "llm_base_url", "llm_price", "llm_concurrency", "budget_usd", "budget_tokens", "budget_calls",
+    "budget_seconds", "replay", "executor", "workers",
+)  # fmt: skip
+
+
+def _convert_with_drafts(
+    completed: Any, opened: dict[str, Any], drafts_folder: Path, dry_run: bool, as_json: bool, quiet: bool
+) -> Any:
+    """The conversion with drafted kernels; None after a dry run."""
+    from neuron_port.cli.draft_model import print_dry_run
+    from neuron_port.cli.opening import open_workshop
+    from neuron_port.drafting.drafts import Shelf
+    from neuron_port.drafting.options import DraftOptions
+    from neuron_port.pipeline.convert import convert as run
+    from neuron_port.pipeline.convert import planned
+    from neuron_port.pipeline.drafting import Drafting
+
+    with open_workshop(silent=as_json or quiet, **opened) as workshop, _live_view(as_json, quiet) as view:
+        drafting = Drafting(
+            workshop=workshop,
+            options=DraftOptions(target=completed.target),
+            shelf=Shelf(folder=drafts_folder),
+        )
+        if dry_run:
+            work, plan = planned(completed, view)
+            print_dry_run(work, plan, drafting)
+            return None
+        return run(completed, view, drafting=drafting)
 
 
 @click.command()

@@ -53,6 +53,7 @@ def draft_options(
 @task_options
 @click.option("--layer", "layers", multiple=True, metavar="NAME",
               help="Of MODEL: only this layer, whatever serves it now. Repeatable.")  # fmt: skip
+@click.option("--random-weights", is_flag=True, help="Of MODEL: the configuration alone is enough.")
 @loop_options
 @language_model_options
 @executor_options
@@ -69,6 +70,7 @@ def draft(
     allowed_licenses: tuple[str, ...],
     target: str,
     layers: tuple[str, ...],
+    random_weights: bool,
     drafts: int,
     repairs: int,
     no_plan: bool,
@@ -108,7 +110,17 @@ def draft(
                 raise click.UsageError(
                     "--input, --size, --set and --source describe FILE.py:NAME, not a model"
                 )
-            made = draft_model(subject, layers, workshop, options, shelf, dry_run=dry_run, silent=silent)
+            made = draft_model(
+                subject,
+                layers,
+                workshop,
+                options,
+                shelf,
+                random_weights=random_weights,
+                allowed_licenses=allowed_licenses,
+                dry_run=dry_run,
+                silent=silent,
+            )
             if made is None:
                 return
             done = made

@@ -31,6 +31,7 @@ from neuron_port.llm.errors import LanguageModelError
 from neuron_port.llm.messages import LanguageModel, OnText, Price, Reply, Request, Usage
 from neuron_port.llm.throttle import Throttle
 
+PROBE_TOKENS = 100  # in and out, each: more than any probe takes
 Say = Callable[[str], None]
 Answer = Reply | LanguageModelError | BudgetExhausted
 
@@ -133,6 +134,23 @@ class Asker:
         """
         return self._answer(self._prepare(request, budget, layer, stage), on_text, threading.Event())
 
+    def probe(self, budget: Budget) -> None:
+        """Make one call of a few tokens, within `budget`: a wrong key, name or address shows here. Not in a replay.
+
+        Raises what `ask` raises, and UsageError when dollars are limited and the price is not known.
+        """
+        budget.require_price(self.model.price, self.model.name)
+        if self.replay:
+            return
+        usage = Usage(input_tokens=PROBE_TOKENS, output_tokens=PROBE_TOKENS)
+        worst = cost_of(usage, self.model.price)
+        reservation = budget.reserve(worst, what=f"a probe of {self.model.name}")
+        facts = {
+            "request": "probe", "purpose": "probe", "layer": "", "stage": "",
+            "path": budget.path, "model": self.model.name,
+        }  # fmt: skip
+        self._pay(self.model.probe, facts, worst, reservation)
+
     def ask_all(
         self, requests: Sequence[Request], budget: Budget, *, layer: str = "", stage: str = ""
     ) -> tuple[Answer, ...]:
@@ -225,33 +243,43 @@ class Asker:
         return reply
 
     def _call(self, question: _Question, on_text: OnText | None, cancelled: threading.Event) -> Reply:
-        reservation = question.reservation
-        assert reservation is not None, "a call is reserved first"
+        def complete() -> Reply:
+            reply = self.model.complete(question.request, on_text=on_text)
+            self.replies.keep(question.key, reply)
+            return reply
+
+        assert question.reservation is not None, "a call is reserved first"
         with self.throttle.turn(question.worst.tokens) as turn:
             if cancelled.is_set():
                 raise _CancelledError
-            started = self.journal.append({"kind": "call started", **question.facts, "worst": question.worst})
-            facts = {"call": started["n"], **question.facts}
-            cost = question.worst
-            try:
-                reply = self.model.complete(question.request, on_text=on_text)
-                cost = cost_of(reply.usage, self.model.price, reply.seconds)
-                self.replies.keep(question.key, reply)
-                self.journal.append({"kind": "call paid", **facts, **_reply_facts(reply, cost)})
-            except LanguageModelError as error:
-                cost = cost_of(error.usage or Usage(input_tokens=0, output_tokens=0), self.model.price)
-                failure = {"error_class": type(error).__name__, "message": error.message, "cost": cost}
-                self.journal.append({"kind": "call failed", **facts, **failure})
-                raise
-            except BaseException:  # Ctrl-C in mid-call, a full disk: nobody knows what it cost
-                self.journal.append({"kind": "call lost", **facts, "cost": cost})
-                raise
-            finally:
-                reservation.settle(cost)
-                turn.settle(cost.tokens)
+            reply, cost = self._pay(complete, question.facts, question.worst, question.reservation)
+            turn.settle(cost.tokens)
         self._paid.add(question.key)
         self._learn(question, reply)
         return reply
+
+    def _pay(
+        self, complete: Callable[[], Reply], facts: dict[str, Any], worst: Cost, reservation: Reservation
+    ) -> tuple[Reply, Cost]:
+        """Make a call, with its lines in the journal before and after, and settle what it cost."""
+        started = self.journal.append({"kind": "call started", **facts, "worst": worst})
+        facts = {"call": started["n"], **facts}
+        cost = worst
+        try:
+            reply = complete()
+            cost = cost_of(reply.usage, self.model.price, reply.seconds)
+            self.journal.append({"kind": "call paid", **facts, **_reply_facts(reply, cost)})
+        except LanguageModelError as error:
+            cost = cost_of(error.usage or Usage(input_tokens=0, output_tokens=0), self.model.price)
+            failure = {"error_class": type(error).__name__, "message": error.message, "cost": cost}
+            self.journal.append({"kind": "call failed", **facts, **failure})
+            raise
+        except BaseException:  # Ctrl-C in mid-call, a full disk: nobody knows what it cost
+            self.journal.append({"kind": "call lost", **facts, "cost": cost})
+            raise
+        finally:
+            reservation.settle(cost)
+        return reply, cost
 
     def _learn(self, question: _Question, reply: Reply) -> None:
         """Estimate prompts from above by a byte for a token once two bytes have proved too many."""

@@ -19,7 +19,7 @@ from neuron_port.errors import NeuronPortError, UsageError
 from neuron_port.llm.messages import Price
 
 LimitName = Literal["usd", "tokens", "calls", "seconds"]
-Path = tuple[str, ...]  # names of the levels below the run: ("layer rms_norm", "repair")
+BudgetPath = tuple[str, ...]  # names of the levels below the run: ("layer rms_norm", "repair")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class BudgetLimits:
 class Spending:
     """A cost and the levels below the run that it belongs to."""
 
-    path: Path
+    path: BudgetPath
     cost: Cost
 
 
@@ -78,13 +78,13 @@ class Budget:
         *,
         clock: Callable[[], float] = time.monotonic,
         earlier: Iterable[Spending] = (),
-        earlier_seconds: Mapping[Path, float] | None = None,
+        earlier_seconds: Mapping[BudgetPath, float] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self._enter(limits, name, (), None, _Shared(clock, tuple(earlier), dict(earlier_seconds or {}), say))
 
     def _enter(
-        self, limits: BudgetLimits, name: str, path: Path, parent: Budget | None, shared: _Shared
+        self, limits: BudgetLimits, name: str, path: BudgetPath, parent: Budget | None, shared: _Shared
     ) -> None:
         self.limits = limits
         self.name = name
@@ -242,7 +242,7 @@ class _Shared:
         self,
         clock: Callable[[], float],
         earlier: tuple[Spending, ...],
-        earlier_seconds: dict[Path, float],
+        earlier_seconds: dict[BudgetPath, float],
         say: Callable[[str], None] | None,
     ) -> None:
         self.clock = clock
@@ -266,7 +266,11 @@ class Reservation:
         self._budget: Budget | None = budget
 
     def settle(self, actual: Cost) -> None:
-        """Replace what was set aside by what was spent, which counts whole even if it is more."""
+        """Replace what was set aside by what was spent.
+
+        It counts whole even if it is more: attempts that an endpoint charged and did not finish, and that were made
+        again inside of one call, stand in no worst case.
+        """
         assert self._budget is not None, "a reservation ends once"
         self._budget._close(self.worst, actual)
         self._budget = None

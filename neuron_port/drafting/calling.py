@@ -6,6 +6,7 @@ everything else about the call (numbers, None, modules) is a fact that must be t
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import keyword
 import math
@@ -174,7 +175,8 @@ def _tensors(call: Call, token_axes: Sequence[int | None]) -> tuple[Tensor, ...]
     names = parameter_names(call)
     found: list[Tensor] = []
     taken: set[str] = set()
-    for place, value in (*enumerate(call.args), *call.kwargs.items()):
+    given: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+    for place, value in given:
         if isinstance(value, torch.Tensor):
             parameter = place if isinstance(place, str) else names[place]
             name = _unique(_identifier(RENAMED.get(parameter, parameter)), taken)
@@ -199,10 +201,9 @@ def _tensors(call: Call, token_axes: Sequence[int | None]) -> tuple[Tensor, ...]
 
 def parameter_names(call: Call) -> list[str]:
     """What the layer's own signature calls its positional arguments."""
-    try:
-        parameters = inspect.signature(call.function).parameters.values()
-    except (TypeError, ValueError):  # a function written in C
-        parameters = {}.values()  # type: ignore[assignment]
+    parameters: list[inspect.Parameter] = []
+    with contextlib.suppress(TypeError, ValueError):  # a function written in C has no signature
+        parameters = list(inspect.signature(call.function).parameters.values())
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [item.name for item in parameters if item.kind in kinds]
     if len(names) < len(call.args):
@@ -256,15 +257,16 @@ def _results(calling: Calling) -> Results:
     result = attempt(calling._call, tensors, parameters)
     if isinstance(result, torch.Tensor):
         return Results(container="tensor", slots=(0,))
-    container = {tuple: "tuple", list: "list"}.get(type(result))
+    containers: dict[Any, Literal["tuple", "list"]] = {tuple: "tuple", list: "list"}
+    container = containers.get(type(result))
     items = list(result) if container else []
-    if not container or not all(item is None or torch.is_tensor(item) for item in items):
+    if container is None or not all(item is None or torch.is_tensor(item) for item in items):
         raise NotDraftableError(f"returns a `{type(result).__name__}`, not tensors")
     count = iter(range(len(items)))
     slots = tuple(None if item is None else next(count) for item in items)
     if not any(slot is not None for slot in slots):
         raise NotDraftableError("returns no tensor")
-    return Results(container=container, slots=slots)  # type: ignore[arg-type]
+    return Results(container=container, slots=slots)
 
 
 def attempt(function: Callable[..., Any], *args: Any) -> Any:
@@ -340,7 +342,9 @@ def _is_row_wise(calling: Calling, rows: int, ones: int) -> bool:
     return True
 
 
-def token_axes(inputs: Sequence[TensorSpec], other: Sequence[TensorSpec] | None, tokens: int) -> list[int | None]:
+def token_axes(
+    inputs: Sequence[TensorSpec], other: Sequence[TensorSpec] | None, tokens: int
+) -> list[int | None]:
     """For each tensor of a call, the axis that counts tokens.
 
     Args:

@@ -1,6 +1,6 @@
 """Comments out of source code, strings left alone: what nobody executes can only instruct.
 
-Line numbers stay: a comment becomes nothing, its line break stays. Python by its own tokenizer, CUDA by a state machine.
+Python by its own tokenizer, CUDA by a state machine. A docstring becomes `...`, so that the code still parses.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+import textwrap
 import tokenize
 import warnings
 
@@ -53,7 +54,7 @@ def _cuda_without_comments(text: str) -> str:
 
 
 def _python_without_comments(text: str) -> str:
-    text = plain_lines(text)
+    text = textwrap.dedent(plain_lines(text))  # a class cut out of its file may be indented
     lines = text.split("\n")
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))

@@ -1,4 +1,4 @@
-"""The page of a draft: what it computes, where it comes from, the evidence with its tier, and what nobody has confirmed."""
+"""The page of a draft: what it computes, where it comes from, the evidence with its tier, and what is not confirmed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def adopted_page(page: str) -> str:
 
 
 def _sizes(task: KernelTask) -> str:
-    fixed = {name: size for case in task.cases[:1] for name, size in case.sizes.items() if name not in task.sizes}
+    fixed = {
+        name: size for case in task.cases[:1] for name, size in case.sizes.items() if name not in task.sizes
+    }
     words = [f"{name} from {size.least} to {size.most}" for name, size in task.sizes.items()]
     words += [f"{name} = {size}" for name, size in fixed.items()]
     return f"Sizes: {', '.join(words)}. Dtypes: {', '.join(task.dtypes)}.\n" if words else ""
@@ -63,7 +65,9 @@ def _origin(task: KernelTask, provenance: Provenance) -> str:
     ]
     for source in task.sources:
         note = ", shown although its licence is refused" if source.refusal_overridden else ""
-        rows.append((f"{source.language} source", f"{source.origin} ({source.license or 'no licence'}{note})"))
+        rows.append(
+            (f"{source.language} source", f"{source.origin} ({source.license or 'no licence'}{note})")
+        )
     return _table(("", ""), rows)
 
 

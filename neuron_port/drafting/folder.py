@@ -143,14 +143,19 @@ def source_files(task: KernelTask) -> dict[str, str]:
     """source.py, and source.cu for CUDA. Text under a licence that we refuse is named, never copied."""
     gpu = [source for source in task.sources if source.language in ("triton", "cuda")]
     if not gpu:
-        origins = "".join(f"\n    {source.origin} ({source.license or 'no licence'})" for source in task.sources)
+        origins = "".join(
+            f"\n    {source.origin} ({source.license or 'no licence'})" for source in task.sources
+        )
         shown = f"\n\nThe language model was shown PyTorch source:{origins}\n" if origins else "\n"
         return {"source.py": f'"""No GPU source: this kernel was drafted from PyTorch alone.{shown}"""\n'}
     files: dict[str, str] = {}
     for source in gpu:
         about = f"Origin: {source.origin}. License: {source.license or 'nobody said'}."
         if source.refusal_overridden or objection(source.license):
-            files.setdefault("source.py", f'"""Drafted from {source.language} source that is not copied here.\n\n{about}\n"""\n')
+            files.setdefault(
+                "source.py",
+                f'"""Drafted from {source.language} source that is not copied here.\n\n{about}\n"""\n',
+            )
         elif source.language == "triton":
             files["source.py"] = f"# {about}\n{source.text.rstrip()}\n"
         else:
@@ -225,7 +230,9 @@ def adopt(draft_folder: Path, recipes_folder: Path) -> Adoption:
         )
     final = recipes_folder / found.name
     if final.exists():
-        raise RecipeError(f"There is a recipe at: `{final}`", hint="Rename one of the two; nothing is replaced.")
+        raise RecipeError(
+            f"There is a recipe at: `{final}`", hint="Rename one of the two; nothing is replaced."
+        )
     make_folder(recipes_folder)
     aside = recipes_folder / f".{found.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -243,13 +250,15 @@ def _look_at(record: Mapping[str, Any], verdict: Verdict) -> list[str]:
         f"README.md: the evidence is of tier `{verdict.tier}`; no Neuron device has confirmed it.",
         "recipe.py: the sizes are those of one model. Widen bind, forward and cases if the kernel allows more.",
     ]
-    for source in record["sources"]:
-        if source["refusal_overridden"] or refusal(source["license"]) is not None:
-            lines.append(
-                f"Licence: the model was shown {source['origin']} ({source['license'] or 'no licence'}), which is "
-                "refused by default. Do not contribute the kernel unless you may."
-            )
+    lines += [
+        f"Licence: the model was shown {source['origin']} ({source['license'] or 'no licence'}), which is refused by "
+        "default. Do not contribute the kernel unless you may."
+        for source in record["sources"]
+        if source["refusal_overridden"] or objection(source["license"])
+    ]
     if record["in_graph"] is None:
         lines.append("In the model: it has not been tried inside a whole model.")
-    lines.append("Tests: add tests/recipes/test_<name>.py for what is special to it; `make test` runs its cases.")
+    lines.append(
+        "Tests: add tests/recipes/test_<name>.py for what is special to it; `make test` runs its cases."
+    )
     return lines

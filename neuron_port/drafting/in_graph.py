@@ -11,6 +11,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ def recheck_in_graph(
         UsageError: none of the model's layers is served by them.
     """
     started = time.monotonic()
-    if isinstance(model, PreTrainedConfig):
-        model = shallow_model(model, layers)
-    model = model.eval().requires_grad_(False)
+    model = _built(model, layers)
     session = _Session(model, registry, frozenset(drafts), target)
     vocabulary = model.config.get_text_config().vocab_size
-    prompt = torch.randint(0, vocabulary, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(5)).tolist()
+    prompt = torch.randint(
+        0, vocabulary, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(5)
+    ).tolist()
     truth = run_oracle(model, prompt, DECODE_STEPS + 1, cached_tokens=DECODE_STEPS)
     subject = f"{', '.join(sorted(drafts))} in {type(model).__name__}"
     try:
@@ -84,7 +85,11 @@ def recheck_in_graph(
 
 
 def graph_recheck(
-    subject: Subject, model: PreTrainedModel | PreTrainedConfig, *, target: str = "trn2", layers: int = HIDDEN_LAYERS
+    subject: Subject,
+    model: PreTrainedModel | PreTrainedConfig,
+    *,
+    target: str = "trn2",
+    layers: int = HIDDEN_LAYERS,
 ) -> Callable[[str], str]:
     """A function from a kernel's source to what is wrong with it inside the model; "" when nothing is.
 
@@ -94,7 +99,7 @@ def graph_recheck(
 
     def recheck(source: str) -> str:
         if not built:
-            built.append(shallow_model(model, layers) if isinstance(model, PreTrainedConfig) else model)
+            built.append(_built(model, layers))
         with tempfile.TemporaryDirectory() as folder:
             write_draft(Path(folder), subject, source, _provisional(target))
             report = recheck_in_graph(built[0], Registry(Path(folder)), [subject.task.name], target=target)
@@ -119,6 +124,12 @@ def _provisional(target: str) -> Provenance:
     return Provenance(model="", date="", cost=Cost(), verdict=verdict, oracle_key="", target=target)
 
 
+def _built(model: PreTrainedModel | PreTrainedConfig, layers: int) -> PreTrainedModel:
+    if isinstance(model, PreTrainedConfig):
+        return shallow_model(model, layers)
+    return model.eval()
+
+
 def shallow_model(config: PreTrainedConfig, layers: int = HIDDEN_LAYERS) -> PreTrainedModel:
     """The model of `config`, at most `layers` deep, in float32, every parameter random (norms of one hide mistakes)."""
     shallow = copy.deepcopy(config)
@@ -126,7 +137,11 @@ def shallow_model(config: PreTrainedConfig, layers: int = HIDDEN_LAYERS) -> PreT
     depth = int(text.num_hidden_layers)
     kept = min(depth, layers)
     for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == depth and name.startswith(("layer", "mlp_layer", "no_rope")):
+        if (
+            isinstance(value, list)
+            and len(value) == depth
+            and name.startswith(("layer", "mlp_layer", "no_rope"))
+        ):
             setattr(text, name, value[:kept])
     text.num_hidden_layers = kept
     generator = torch.Generator().manual_seed(11)
@@ -241,9 +256,7 @@ class _Session:
 
 
 def _named(case: CaseResult, phase: str) -> CaseResult:
-    import dataclasses
-
-    return dataclasses.replace(case, name=f"{phase}, {case.name}")
+    return replace(case, name=f"{phase}, {case.name}")
 
 
 def _refused(reason: str) -> CaseResult:
@@ -263,5 +276,3 @@ def _refused(reason: str) -> CaseResult:
 
 def _depth(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().num_hidden_layers)
-
-

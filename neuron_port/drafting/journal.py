@@ -19,8 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from neuron_port.drafting.budget import Path as BudgetPath
-from neuron_port.drafting.budget import Spending
+from neuron_port.drafting.budget import BudgetPath, Spending
 from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.files import make_folder, replace_file, sync_folder
 from neuron_port.errors import StorageError, UsageError

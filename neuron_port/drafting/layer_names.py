@@ -22,7 +22,7 @@ def _candidates(layer: Layer, model: str) -> Iterator[str]:
     path = _path_words(layer.name)
     what = layer.operation if layer.operation != "module" else snake_case(layer.module_class)
     plain = layer.module_class in _TOO_PLAIN
-    for words in ([path] if plain else [what, path]):
+    for words in [path] if plain else [what, path]:
         if words:
             yield _joined(model, words)
     base = _joined(model, path if plain and path else what)

@@ -20,7 +20,9 @@ from neuron_port.walk.cutpoints import Call
 # What packages write into the free text of their licence field, and the SPDX identifier that they mean.
 _SPDX = {"apache 2.0 license": "Apache-2.0", "apache license 2.0": "Apache-2.0", "apache-2.0": "Apache-2.0",
          "mit license": "MIT", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "bsd": "BSD-3-Clause"}  # fmt: skip
-_OWN_LICENSE = {"torch": "BSD-3-Clause"}  # its metadata lists the licences of everything that is bundled with it
+_OWN_LICENSE = {
+    "torch": "BSD-3-Clause"
+}  # its metadata lists the licences of everything that is bundled with it
 _REMOTE = "transformers_modules"  # code that came with a checkpoint
 
 
@@ -92,5 +94,5 @@ def _license(package: str) -> str | None:
         fields = metadata.metadata(package.replace("_", "-"))
     except metadata.PackageNotFoundError:
         return "Apache-2.0" if package == "neuron_port" else None
-    written = fields.get("License-Expression") or fields.get("License") or ""
+    written = str(fields["License-Expression"] or fields["License"] or "")
     return _SPDX.get(re.sub(r"\s+", " ", written).strip().lower(), written or None)

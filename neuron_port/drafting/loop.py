@@ -221,8 +221,14 @@ class _Run:
         """Find a wrong key, name or address for a few tokens, before anything is asked of the model in this run."""
         first = self.questions.plan() if self.options.plan else self.questions.draft(None, 0)
         known = self.workshop.replies.get(first.key(self.workshop.model.name)) is not None
-        if not known and not self.workshop.replay:
-            self.journal.decide("probe", lambda: to_json(self.workshop.model.probe().usage))
+        if known or self.workshop.replay:
+            return
+
+        def probe() -> bool:
+            self.asker.probe(self.budget)
+            return True
+
+        self.journal.decide("probe", probe)
 
     # ---- plans -------------------------------------------------------------------------------------------
 

@@ -256,21 +256,25 @@ class _Search:
         self._note(name, "0.0", f"optimize: {direction}", source, verdict, problem)
         if source is None or verdict is None or not verdict.passed:
             reason = problem or (f"refused, {verdict.error_class}" if verdict else "nothing")
-            return self._write(direction, reason)
+            self._write(direction, reason)
+            return None
         try:
             measured = self._measure(source)
         except UnmeasurableError as error:
-            return self._write(direction, error.message)
+            self._write(direction, error.message)
+            return None
         gain = 1 - measured.latency_ns / step.measured.latency_ns
         if gain < self.options.margin:
-            return self._write(direction, f"right, {-gain:+.1%} predicted latency: below the margin")
+            self._write(direction, f"right, {-gain:+.1%} predicted latency: below the margin")
+            return None
         claim = (
             f"predicted latency {step.measured.latency_ns / 1e3:.2f} -> {measured.latency_ns / 1e3:.2f} us "
             f"({-gain:+.1%}) on {measured.case}, by the simulator's latency model"
         )
         objection = self._review(step, source, claim, measured)
         if objection:
-            return self._write(direction, f"{claim}; the reviewer refused: {objection}")
+            self._write(direction, f"{claim}; the reviewer refused: {objection}")
+            return None
         self._write(direction, f"{claim}; accepted")
         return Step(
             source=source, measured=measured, verdict=verdict, directions=(*step.directions, direction)

@@ -6,167 +6,12 @@ and the shapes of its inputs. The numeric probe of the matcher has the last word
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuron_port.drafting.calling import Calling, Results, Tensor, Weight, parameter_names
-from neuron_port.drafting.code_layout import call_lines, literal_lines
-from neuron_port.drafting.reference_code import Argument
-from neuron_port.recipe import Case, Size
-
-PLAIN_VALUES = (bool, int, float, str, type(None))
-LETTERS = "HNKMLGEFQR"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """What a kernel is tried on: its arguments with named sizes, the cases, and what is known of the work."""
-
-    arguments: tuple[Argument, ...]  # activations, then weights; "T" where the size is free
-    weights: frozenset[str]  # names of those that are weights
-    sizes: Mapping[str, int]  # letters of the fixed sizes
-    free: Mapping[str, Size]
-    cases: tuple[Case, ...]
-    integers: Mapping[str, str]  # integer arguments: the exclusive upper bound, a letter or a number
-    reduction_length: str | None
-    flops: tuple[int, int, int]  # a * T * T + b * T + c
-    result_shapes: tuple[tuple[int | str, ...], ...]
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    schema_attributes: str = ""  # ", float eps"
-    letters: Mapping[int, str] = field(default_factory=dict)
-
-    def shape_words(self, shape: Sequence[int | str]) -> str:
-        """[T, H]."""
-        return f"[{', '.join(self.letter(size) for size in shape)}]"
-
-    def letter(self, size: int | str) -> str:
-        return size if isinstance(size, str) else self.letters.get(size, str(size))
-
-    @property
-    def layout(self) -> dict[str, str]:
-        layout = {item.name: self.shape_words(item.shape) for item in self.arguments}
-        layout["return"] = ", ".join(self.shape_words(shape) for shape in self.result_shapes)
-        return layout
-
-    @property
-    def schema(self) -> str:
-        tensors = ", ".join(f"Tensor {item.name}" for item in self.arguments)
-        count = len(self.result_shapes)
-        result = "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
-        return f"({tensors}{self.schema_attributes}) -> {result}"
-
-
-def size_letters(arguments: Iterable[Argument]) -> dict[int, str]:
-    """A letter for every fixed size above one: H for the width of the first activation, then in order."""
-    arguments = tuple(arguments)
-    first = [arguments[0].shape[-1]] if arguments and arguments[0].is_float else []
-    sizes = [*first, *(size for item in arguments for size in item.shape)]
-    distinct = dict.fromkeys(size for size in sizes if isinstance(size, int) and size > 1)
-    return {size: LETTERS[n] if n < len(LETTERS) else f"N{n}" for n, size in enumerate(distinct)}
-
-
-# -- pieces that every recipe.py has
-
-
-def inputs_code(problem: Problem) -> list[str]:
-    """`def inputs(sizes, draw)`: activations with the case's scale and style, weights plain, indices in range."""
-    words = {name: f'sizes["{name}"]' for name in (*problem.sizes, *problem.free)}
-
-    def shape(sizes: Sequence[int | str]) -> str:
-        items = [words.get(problem.letter(size), problem.letter(size)) for size in sizes]
-        return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
-
-    lines = [
-        "def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:",
-        f'    """{_sentence_of_shapes(problem)}"""',
-    ]
-    made = []
-    for item in problem.arguments:
-        if item.name in problem.integers:
-            limit = problem.integers[item.name]
-            made.append(f"draw.integers(0, {words.get(limit, limit)}, {shape(item.shape)})")
-        elif item.name in problem.weights:
-            if len(item.shape) == 1:  # a matrix of one row: numbers of size one, whatever the case's scale
-                made.append(f"draw.weight((1, {shape(item.shape)[1:-2]})).reshape({shape(item.shape)})")
-            else:
-                made.append(f"draw.weight({shape(item.shape)})")
-        else:
-            made.append(f"draw.normal({shape(item.shape)})")
-    together = f"    return ({', '.join(made)}{',' if len(made) == 1 else ''})"
-    if len(together) <= 110:
-        return [*lines, together]
-    return [*lines, "    return (", *(f"        {item}," for item in made), "    )"]
-
-
-def _sentence_of_shapes(problem: Problem) -> str:
-    words = ", ".join(f"{item.name} {problem.shape_words(item.shape)}" for item in problem.arguments)
-    return f"{words}." if len(words) < 90 else "The tensors of the schema, in order."
-
-
-def flops_code(problem: Problem) -> list[str]:
-    """`def flops(*shapes)`, from what torch counts at three sizes."""
-    square, linear, constant = problem.flops
-    lines = ["def flops(*shapes: tuple[int, ...]) -> int:"]
-    if not any(problem.flops):
-        return [*lines, '    """TensorE is not used."""', "    return 0"]
-    lines.append('    """Two per multiply-add."""')
-    place = next(
-        ((n, item.free_axis) for n, item in enumerate(problem.arguments) if item.free_axis is not None), None
-    )
-    if place is None:
-        return [*lines, f"    return {constant + linear + square}"]
-    lines.append(f"    tokens = shapes[{place[0]}][{place[1]}]")
-    terms = [
-        *([f"{square} * tokens * tokens"] if square else []),
-        *([f"{linear} * tokens"] if linear else []),
-        *([str(constant)] if constant else []),
-    ]
-    return [*lines, f"    return {' + '.join(terms)}"]
-
-
-def recipe_lines(
-    problem: Problem, *, name: str, summary: str, operation: str, sequence_axes: Sequence[int | None]
-) -> list[str]:
-    """`RECIPE = Recipe(...)`."""
-    axes = ", ".join(map(str, sequence_axes))
-    lines = ["RECIPE = Recipe("]
-    lines += [f"    name={text(name)},"]
-    lines += [f"    {line}" for line in call_lines(f"summary={text(summary)},", [], "")]
-    lines += [f"    schema={text(problem.schema)},", f"    operation={text(operation)},"]
-    lines += ["    bind=bind,", "    forward=forward,"]
-    lines += [f"    sequence_axes=({axes}{',' if len(sequence_axes) == 1 else ''}),"]
-    lines += ["    inputs=inputs,", "    flops=flops,"]
-    if problem.reduction_length:
-        lines.append(f"    tolerance=Tolerance(reduction_length={text(problem.reduction_length)}),")
-    if problem.free:
-        lines.append(f"    sizes={{{', '.join(f'{text(key)}: TOKENS' for key in problem.free)}}},")
-    if problem.dtypes != ("float32", "bfloat16"):
-        lines.append(f"    dtypes={python(problem.dtypes)},")
-    lines.append("    cases=(")
-    for case in problem.cases:
-        lines += [f"        {line}" for line in _case_lines(case)]
-    return [*lines, "    ),", ")"]
-
-
-def _case_lines(case: Case) -> list[str]:
-    parts = [f"name={text(case.name)}", f"kind={text(case.kind)}", f"sizes={python(dict(case.sizes))}"]
-    if case.attributes:
-        parts.append(f"attributes={python(dict(case.attributes))}")
-    if case.scale != 1.0:
-        parts.append(f"scale={case.scale!r}")
-    if case.style != "normal":
-        parts.append(f"style={text(case.style)}")
-    return literal_lines_with_comma("Case(", parts, ")")
-
-
-def literal_lines_with_comma(opening: str, items: Sequence[str], closing: str) -> list[str]:
-    """A call inside a display: the line ends with a comma."""
-    lines = literal_lines(opening, items, f"{closing},", indent=8)
-    return lines
-
-
-# -- a layer's recipe
+from neuron_port.drafting.calling import Calling, Results, Weight, parameter_names
+from neuron_port.drafting.code_layout import call_lines
+from neuron_port.drafting.recipe_pieces import Problem, flops_code, inputs_code, python, recipe_lines, text
 
 
 def layer_recipe_text(
@@ -220,8 +65,11 @@ def layer_recipe_text(
 
 
 def _constant(name: str, value: Any, comment: str) -> list[str]:
-    items = [f"{text(key) if isinstance(key, str) else key}: {python(item)}" for key, item in value.items()] \
-        if isinstance(value, dict) else [python(item) for item in value]
+    items = (
+        [f"{text(key) if isinstance(key, str) else key}: {python(item)}" for key, item in value.items()]
+        if isinstance(value, dict)
+        else [python(item) for item in value]
+    )
     opening, closing = ("{", "}") if isinstance(value, dict) else ("(", ",)" if len(items) == 1 else ")")
     together = f"{name} = {opening}{', '.join(items)}{closing}  # {comment}"
     if len(together) <= 110:
@@ -271,8 +119,14 @@ def _bind_code(calling: Calling, weights: Sequence[Weight]) -> list[str]:
     together = f"    return Binding(weights={{{', '.join(items)}}})"
     if len(together) <= 110:
         return [*lines, together]
-    return [*lines, "    return Binding(", "        weights={", *(f"            {item}," for item in items),
-            "        }", "    )"]
+    return [
+        *lines,
+        "    return Binding(",
+        "        weights={",
+        *(f"            {item}," for item in items),
+        "        }",
+        "    )",
+    ]
 
 
 def _fits_code(is_free: bool) -> list[str]:
@@ -307,7 +161,9 @@ def _forward_code(problem: Problem, calling: Calling, used: frozenset[str]) -> l
     header = ["operator: Any", "weights: Any", "attributes: Any", *_forward_parameters(calling)]
     lines = call_lines("def forward(", header, ") -> Any:")
     rows, first = calling.rows, calling.tensors[0]
-    lines.append(f'    """Call the operator as the layer is called{", its rows flattened" if rows else ""}."""')
+    lines.append(
+        f'    """Call the operator as the layer is called{", its rows flattened" if rows else ""}."""'
+    )
     passed = []
     for item in calling.tensors:
         if item.name not in used:
@@ -318,12 +174,17 @@ def _forward_code(problem: Problem, calling: Calling, used: frozenset[str]) -> l
             value += f".reshape(-1{', ' if width else ''}{width})"
         passed.append(value if item.is_float else f"{value}.int()")
     passed += [f'weights["{item.role}"]' for item in calling.weights if item.role in used]
-    names = ["result"] if len(problem.result_shapes) == 1 else [
-        f"result_{number}" for number in range(len(problem.result_shapes))
-    ]
+    names = (
+        ["result"]
+        if len(problem.result_shapes) == 1
+        else [f"result_{number}" for number in range(len(problem.result_shapes))]
+    )
     if rows:
-        lines.append(f"    rows = {first.parameter}.shape[:{rows}]" if rows < len(first.shape)
-                     else f"    rows = {first.parameter}.shape")
+        lines.append(
+            f"    rows = {first.parameter}.shape[:{rows}]"
+            if rows < len(first.shape)
+            else f"    rows = {first.parameter}.shape"
+        )
     lines += [f"    {line}" for line in call_lines(f"{', '.join(names)} = operator(", passed, ")", indent=4)]
     made = []
     for name, shape in zip(names, problem.result_shapes, strict=True):
@@ -360,34 +221,3 @@ def _returned(results: Results, made: Sequence[str]) -> str:
     if results.container == "list":
         return f"[{inside}]"
     return f"({inside},)" if len(items) == 1 else inside
-
-
-# -- literals
-
-
-def text(value: str) -> str:
-    """A string in double quotes, as the formatter writes it."""
-    written = repr(value)
-    if written.startswith("'") and '"' not in value:
-        return f'"{written[1:-1]}"'.replace("\\'", "'")
-    return written
-
-
-def python(value: Any) -> str:
-    """A literal of JSON-like values, in double quotes."""
-    if isinstance(value, str):
-        return text(value)
-    if isinstance(value, float) and value != value:
-        return 'float("nan")'
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return f'float("{value}")'
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{python(key)}: {python(item)}' for key, item in value.items())}}}"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(python, value))}{',' if len(value) == 1 else ''})"
-    if isinstance(value, list):
-        return f"[{', '.join(map(python, value))}]"
-    return repr(value)
-
-
-__all__ = ["Problem", "Tensor", "layer_recipe_text", "python", "size_letters", "text"]

@@ -119,9 +119,7 @@ class _Printer:
     def body(self) -> Body:
         graph = self.program.graph_module.graph
         for node in reversed(list(graph.nodes)):
-            is_assertion = node.op == "call_function" and any(
-                mark in str(node.target) for mark in ASSERTIONS
-            )
+            is_assertion = node.op == "call_function" and any(mark in str(node.target) for mark in ASSERTIONS)
             if is_assertion:
                 graph.erase_node(node)
         graph.eliminate_dead_code()
@@ -172,7 +170,9 @@ class _Printer:
         if value.ndim == 0:
             self.lines.append(f"{made} = torch.full((), {value.item()!r}, {options})")
         else:
-            self.lines += call_lines(f"{made} = torch.tensor(", [repr(value.tolist()), options], ")", indent=4)
+            self.lines += call_lines(
+                f"{made} = torch.tensor(", [repr(value.tolist()), options], ")", indent=4
+            )
 
     def _statement(self, node: torch.fx.Node) -> None:
         value = node.meta.get("val")
@@ -194,7 +194,9 @@ class _Printer:
         names = [self.words.names[node] for node in results]
         if any(name in {item.name for item in self.arguments} for name in names):
             raise NotDraftableError("returns its input unchanged: there is nothing to compute")
-        self.lines += call_lines(f"return {names[0]}" if len(names) == 1 else f"return {', '.join(names)}", [], "")
+        self.lines += call_lines(
+            f"return {names[0]}" if len(names) == 1 else f"return {', '.join(names)}", [], ""
+        )
         if len(self.lines) > 1 and self.lines[-1] == f"return {names[0]}":
             self._return_directly(names[0])
         lines = list(self.lines)
@@ -225,7 +227,10 @@ def reference_text(
     name: str, summary: str, arguments: Sequence[Argument], in_float32: Body, in_bfloat16: Body
 ) -> str:
     """The whole file: the function `name`, and one function per dtype where the two differ."""
-    parts = [f'"""{summary}\n\nPrinted by neuron-port from what torch.export saw of the layer. T = tokens.\n"""', ""]
+    parts = [
+        f'"""{summary}\n\nPrinted by neuron-port from what torch.export saw of the layer. T = tokens.\n"""',
+        "",
+    ]
     parts += ["import torch"]
     text = "\n".join((*in_float32.lines, *in_bfloat16.lines))
     if "functional" in used_names(text):

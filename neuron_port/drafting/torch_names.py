@@ -23,20 +23,23 @@ INFIX = {
     "logical_and": "&", "logical_or": "|",
 }  # fmt: skip
 ONLY_BOOLEAN = ("logical_and", "logical_or")
-METHODS = frozenset(
-    "pow mean sum amax amin prod transpose permute unsqueeze squeeze expand reshape repeat flatten unflatten "
-    "contiguous clone t masked_fill chunk split unbind clamp clamp_min clamp_max cumsum sqrt rsqrt exp log abs "
-    "sigmoid tanh sin cos square reciprocal floor round erf var std gather index_select tril triu roll flip "
-    "select narrow softmax log_softmax repeat_interleave expand_as type_as movedim".split()
-)
-TORCH = frozenset(
-    "cat stack where arange full zeros ones outer addmm baddbmm bmm maximum minimum einsum full_like zeros_like "
-    "ones_like empty_like rsub".split()
-)
-FUNCTIONAL = frozenset(
-    "linear gelu silu relu mish elu leaky_relu softplus hardtanh hardsigmoid hardswish conv1d rms_norm group_norm "
-    "scaled_dot_product_attention relu6 logsigmoid selu celu".split()
-)
+METHODS = {
+    "pow", "mean", "sum", "amax", "amin", "prod", "transpose", "permute", "unsqueeze", "squeeze", "expand",
+    "reshape", "repeat", "flatten", "unflatten", "contiguous", "clone", "t", "masked_fill", "chunk",
+    "split", "unbind", "clamp", "clamp_min", "clamp_max", "cumsum", "sqrt", "rsqrt", "exp", "log", "abs",
+    "sigmoid", "tanh", "sin", "cos", "square", "reciprocal", "floor", "round", "erf", "var", "std",
+    "gather", "index_select", "tril", "triu", "roll", "flip", "select", "narrow", "softmax", "log_softmax",
+    "repeat_interleave", "expand_as", "type_as", "movedim",
+}  # fmt: skip
+TORCH = {
+    "cat", "stack", "where", "arange", "full", "zeros", "ones", "outer", "addmm", "baddbmm", "bmm",
+    "maximum", "minimum", "einsum", "full_like", "zeros_like", "ones_like", "empty_like", "rsub",
+}  # fmt: skip
+FUNCTIONAL = {
+    "linear", "gelu", "silu", "relu", "mish", "elu", "leaky_relu", "softplus", "hardtanh", "hardsigmoid",
+    "hardswish", "conv1d", "rms_norm", "group_norm", "scaled_dot_product_attention", "relu6", "logsigmoid",
+    "selu", "celu",
+}  # fmt: skip
 RENAMED = {"view": "reshape", "_unsafe_view": "reshape", "__and__": "bitwise_and", "__or__": "bitwise_or"}
 IGNORED_OPTIONS = ("layout", "pin_memory", "requires_grad", "non_blocking", "copy")
 FAR = 2**62  # an open end of a slice is the largest int64
@@ -77,15 +80,22 @@ class Expressions:
             self.names[node] = repr(value)
             return
         items = [self.text(item) for item in node.args]
-        known = {operator.mul: "*", operator.add: "+", operator.sub: "-", operator.floordiv: "//"}
-        sign = known.get(node.target)  # type: ignore[call-overload]
+        known: dict[Any, str] = {
+            operator.mul: "*",
+            operator.add: "+",
+            operator.sub: "-",
+            operator.floordiv: "//",
+        }
+        sign = known.get(node.target)
         if sign is not None:
             self.names[node] = f"({items[0]} {sign} {items[1]})"
         elif getattr(node.target, "__name__", "").startswith("sym_size"):
             self.names[node] = f"{items[0]}.shape[{items[1]}]"
         else:
             module = getattr(node.target, "__module__", "")
-            self.names[node] = f"{'torch' if module == 'torch' else module}.{node.target.__name__}({', '.join(items)})"  # type: ignore[union-attr]
+            self.names[node] = (
+                f"{'torch' if module == 'torch' else module}.{node.target.__name__}({', '.join(items)})"  # type: ignore[union-attr]
+            )
 
     def dtype_text(self, dtype: torch.dtype) -> str:
         if dtype is self.own_dtype:
@@ -121,9 +131,7 @@ class Expressions:
         same = self._same_value(node, name)
         if same is not None:
             return same
-        options = {
-            key: self.text(item) for key, item in node.kwargs.items() if key not in IGNORED_OPTIONS
-        }
+        options = {key: self.text(item) for key, item in node.kwargs.items() if key not in IGNORED_OPTIONS}
         written = self._special(node, name, options) if target.namespace == "aten" else None
         return written or self._general(node, target, name, options)
 

@@ -110,6 +110,8 @@ def growth(tried: Sequence[Tried], reduction: str | None) -> str:
     if len(points) < 3 or points[0][0] * 4 > points[-1][0]:
         return ""
     lengths, errors = np.log([point[0] for point in points]), np.log([point[1] for point in points])
+    if not errors.std():
+        return ""
     slope = float(np.polyfit(lengths, errors, 1)[0])
     straight = float(np.corrcoef(lengths, errors)[0, 1])
     if points[-1][1] < SMALL_ERROR and slope > 0.4 and straight > 0.8:

@@ -58,14 +58,13 @@ def wrong_answers(truth: CaseTruth, number: int) -> Iterator[tuple[str, torch.Te
         yield "NaN everywhere", torch.full_like(right, torch.nan)
     # Of a single number, row or column, the next wrong answers would be the answer itself.
     if right.numel() > 1:
-        mean = finite.double().mean().to(right.dtype)
-        yield "the mean of the answer, everywhere", torch.zeros_like(right) + mean
+        yield "the mean of the answer, everywhere", torch.full_like(right, finite.double().mean().item())
         yield "the answer, moved by one element", right.flatten().roll(1).reshape(right.shape)
     rows = right.reshape(-1, right.shape[-1]) if right.ndim > 1 else right.reshape(1, -1)
     if rows.shape[0] > 1:
         yield "the answer, moved by one row", rows.roll(1, 0).reshape(right.shape)
         yield "the first row of the answer, repeated", rows[:1].expand_as(rows).reshape(right.shape)
-    if right.ndim > 1 and rows.shape[1] > 1:
+    if rows.shape[1] > 1 and right.ndim > 1:
         yield "the first column of the answer, repeated", rows[:, :1].expand_as(rows).reshape(right.shape)
     for name, tensor in _echoes(truth, right):
         yield f"an echo of input `{name}`", tensor

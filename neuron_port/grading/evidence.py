@@ -263,12 +263,12 @@ def lost_precision(wrong: Wrong) -> str:
 
 
 def wrong_rows(wrong: Wrong) -> str:
-    flags = wrong.mask.any(axis=1)
+    flags: np.ndarray = np.any(wrong.mask, axis=1)
     return _lines(flags, "row", TILE_ROWS, "partitions") if not flags.all() else ""
 
 
 def wrong_columns(wrong: Wrong) -> str:
-    flags = wrong.mask.any(axis=0)
+    flags: np.ndarray = np.any(wrong.mask, axis=0)
     return _lines(flags, "column", TILE_COLUMNS, "the free dimension") if not flags.all() else ""
 
 

@@ -20,7 +20,7 @@ from neuron_port.grading.degenerate import refuse_degenerate
 from neuron_port.grading.gates import check_source_cheaply
 from neuron_port.grading.hidden import hidden_truths
 from neuron_port.grading.judge import Judgement, evidence_of, judge
-from neuron_port.grading.oracle import CaseTruth, case_truth, freeze, one_torch_thread
+from neuron_port.grading.oracle import DRAWN_SLACK, CaseTruth, case_truth, freeze, one_torch_thread
 from neuron_port.grading.tiers import OfficialTier
 from neuron_port.grading.verdict import STAGES, Stage, Verdict
 from neuron_port.sandbox.executor import Executor
@@ -122,7 +122,7 @@ class Grader:
                 ("hidden", self._check_hidden),
                 ("admitted", self._check_repeated),
             ):
-                if STAGES.index(through) < STAGES.index(stage):  # type: ignore[arg-type]
+                if STAGES.index(through) < STAGES.index(stage):
                     break
                 if stage in ("hidden", "admitted"):
                     progress.hidden_seed = seed
@@ -193,7 +193,9 @@ class Grader:
         ).case
         with one_torch_thread():
             seeds = [f"{progress.hidden_seed}/{repeat}" for repeat in range(REPEATS)]
-            truths = [case_truth(self.task, case, dtype, int(digest(seed), 16)) for seed in seeds]
+            truths = [
+                case_truth(self.task, case, dtype, int(digest(seed), 16), DRAWN_SLACK) for seed in seeds
+            ]
         many = self._run(source, truths, progress)
         judged = judge(self.task, truths, many, "repeat")
         progress.judged.extend(judged)

@@ -127,7 +127,8 @@ def _occurs(number: float, digits: int, values: np.ndarray) -> bool:
 
 def _tail(count: int, expected: float) -> float:
     """The probability of at least `count` coincidences where `expected` are to be expected (Poisson)."""
-    below = sum(math.exp(-expected) * expected**k / math.factorial(k) for k in range(min(count, 150)))
+    # In logarithms: a source may hold thousands of literals.
+    below = sum(math.exp(k * math.log(expected) - expected - math.lgamma(k + 1)) for k in range(count))
     return max(0.0, 1.0 - below)
 
 

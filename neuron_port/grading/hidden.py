@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from neuron_port.grading.oracle import CaseTruth, TaskError, case_truth, one_torch_thread
+from neuron_port.grading.oracle import DRAWN_SLACK, CaseTruth, TaskError, case_truth, one_torch_thread
 from neuron_port.grading.work import input_elements, reference_work
 from neuron_port.recipe import Case, Size, Style
 from neuron_port.task import KernelTask
@@ -270,7 +270,7 @@ def _survivors(task: KernelTask, case: Case, seed: int) -> Iterator[CaseTruth]:
     """The case in every dtype in which it can tell right from wrong."""
     for dtype in task.dtypes:
         try:
-            truth = case_truth(task, case, dtype, seed)
+            truth = case_truth(task, case, dtype, seed, DRAWN_SLACK)
         except TaskError:  # the reference does not take these sizes or values
             continue
         if all(_tells(truth, number) for number in range(len(truth.truths))):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -32,6 +32,9 @@ from neuron_port.types import digest
 # One forward may be lucky: how many neighbouring inputs the reference's own rounding is looked at on. A large case
 # has many outputs, so that one says enough, and each costs seconds.
 NEIGHBOURS, NEIGHBOURS_OF_LARGE_CASE, LARGE_CASE_ELEMENTS = 6, 2, 1_000_000
+# Limits of cases that nobody has looked at are twice as wide: of some thousand such draws a few exceeded the strict ones
+# by 5 % with an honest kernel. They are there for errors of logic; the public cases bound the noise.
+DRAWN_SLACK = 2.0
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -56,6 +59,7 @@ class CaseTruth:
     alternatives: tuple[tuple[torch.Tensor, ...], ...]  # for each output, other legal answers
     reduction_length: int
     r_ratio: float
+    slack: float = 1.0  # multiplies every limit
 
     @property
     def call(self) -> KernelCall:
@@ -88,7 +92,7 @@ class CaseTruth:
         truth, baseline = self.truths[number], self.baselines[number]
         if not baseline.is_floating_point():
             return _compare_integers(output, [truth, baseline, *self.alternatives[number]])
-        return compare(
+        comparison = compare(
             output,
             truth,
             baseline,
@@ -96,6 +100,7 @@ class CaseTruth:
             reduction_length=self.reduction_length,
             r_ratio_limit=self.r_ratio,
         )
+        return _loosened(comparison, self.slack)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +146,12 @@ def case_seed(task: KernelTask, case: Case, seed: int | None) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def case_truth(task: KernelTask, case: Case, dtype: str, seed: int | None) -> CaseTruth:
-    """Draw one case's inputs and compute everything that judging it takes."""
+def case_truth(task: KernelTask, case: Case, dtype: str, seed: int | None, slack: float = 1.0) -> CaseTruth:
+    """Draw one case's inputs and compute everything that judging it takes.
+
+    Args:
+        slack: multiplies the limits of noise. Cases that are drawn at run time have DRAWN_SLACK.
+    """
     number = case_seed(task, case, seed)
     inputs = draw_inputs(task, case, dtype, number)
     attributes = case.attributes
@@ -174,6 +183,7 @@ def case_truth(task: KernelTask, case: Case, dtype: str, seed: int | None) -> Ca
         ),
         reduction_length=case.sizes.get(task.tolerance.reduction_length or "", 1),
         r_ratio=task.tolerance.r_ratio,
+        slack=slack,
     )
 
 
@@ -230,6 +240,15 @@ def _loudest(truth: torch.Tensor, answers: list[torch.Tensor]) -> tuple[torch.Te
         return ()
     finite = torch.isfinite(truth)
     return (max(answers, key=lambda answer: torch.where(finite, answer - truth, 0).norm().item()),)
+
+
+def _loosened(comparison: Comparison, slack: float) -> Comparison:
+    """The same figures against limits that are `slack` times as wide; a wrong form stays wrong."""
+    if slack == 1.0 or not comparison.metrics:
+        return comparison
+    limits = {name: limit * slack for name, limit in comparison.limits.items()}
+    within = all(comparison.metrics[name] <= limit for name, limit in limits.items())
+    return replace(comparison, limits=limits, detail="" if within else comparison.detail)
 
 
 def _compare_integers(output: torch.Tensor, legal: list[torch.Tensor]) -> Comparison:

@@ -45,7 +45,7 @@ def match(
             if is_inside(layer, covered):
                 continue
             decided = decider.decide(layer, walk.calls[layer.signature])
-            if decided.decision == "recipe":
+            if decided.recipe is not None:
                 if layer.operation == "module":
                     covered.append(layer.name)
             elif not is_elementary(layer, walk.graph.layers, number):
@@ -191,7 +191,7 @@ def _matched(
     return Match(
         signature=layer.signature,
         layers=(),
-        decision="recipe",
+        decision=candidate.kernel.origin,
         recipe=candidate.name,
         weights=dict(binding.weights),
         attributes=dict(binding.attributes),

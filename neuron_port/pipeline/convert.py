@@ -18,6 +18,7 @@ import torch
 from neuron_port.build import GraphFiles, write_bundle
 from neuron_port.checkpoint import resolve
 from neuron_port.errors import ParityError
+from neuron_port.pipeline.drafting import Drafting, draft_layers, layers_to_draft
 from neuron_port.pipeline.golden import golden_arrays
 from neuron_port.pipeline.kernel_proof import KernelProof
 from neuron_port.pipeline.lowering import LoweredGraph, lower_all
@@ -65,8 +66,10 @@ class _StageResult:
         self.view.update(text, done, total)
 
 
-def convert(options: ConvertOptions, view: LiveView, store: Store | None = None) -> Conversion:
-    """Run every stage and write the bundle.
+def convert(
+    options: ConvertOptions, view: LiveView, store: Store | None = None, drafting: Drafting | None = None
+) -> Conversion:
+    """Run every stage and write the bundle. With `drafting`, layers without a recipe get a kernel first, if they can.
 
     Raises:
         NeuronPortError: anything a user can fix. After a failed proof the report is written beside the bundle's
@@ -84,6 +87,8 @@ def convert(options: ConvertOptions, view: LiveView, store: Store | None = None)
             view.note("the model has no tokenizer: random tokens stand in for the prompts' texts")
     with stages.stage("plan") as result:
         plan, result.reused = make_plan(work, result.progress)
+    if drafting is not None:
+        work, plan = _with_drafts(work, plan, drafting, stages)
     proofs = _Proofs(work, plan, stages)
     proofs.kernels()
     proofs.stop_unless_passed("kernels")
@@ -101,14 +106,42 @@ def convert(options: ConvertOptions, view: LiveView, store: Store | None = None)
 
 def plan_only(options: ConvertOptions, view: LiveView, store: Store | None = None) -> Conversion:
     """Walk and match, nothing else: what `neuron-port plan` shows."""
-    store = store or Store()
     stages = _Stages(view)
+    work, plan = _planned(options, stages, store or Store())
+    return _Proofs(work, plan, stages).conversion(None)
+
+
+def planned(options: ConvertOptions, view: LiveView, store: Store | None = None) -> tuple[Workbench, Plan]:
+    """The model and what was decided for its layers: where drafting begins."""
+    return _planned(options, _Stages(view), store or Store())
+
+
+def _planned(options: ConvertOptions, stages: _Stages, store: Store) -> tuple[Workbench, Plan]:
     checkpoint = _resolve(options, stages, store)
     work = Workbench(options, checkpoint, store)
     check_positions(work)
     with stages.stage("plan") as result:
         plan, result.reused = make_plan(work, result.progress)
-    return _Proofs(work, plan, stages).conversion(None)
+    return work, plan
+
+
+def _with_drafts(work: Workbench, plan: Plan, drafting: Drafting, stages: _Stages) -> tuple[Workbench, Plan]:
+    """The plan again, with a kernel for every layer for which one was admitted; else as it was."""
+    with stages.stage("draft") as result:
+        shelf = replace(drafting.shelf, say=lambda text: result.progress(text, 0, 0))
+        drafting = replace(drafting, shelf=shelf)
+        drafted = draft_layers(work, layers_to_draft(work, plan, drafting), drafting)
+        admitted = [one for one in drafted if one.admitted]
+        result.detail = f"{len(admitted)} of {len(drafted)} kernels admitted"
+    for one in drafted:
+        stages.view.note(f"{one.name}: {one.outcome}")
+    if not admitted:
+        return work, plan
+    folders = tuple(dict.fromkeys((*work.options.recipe_folders, drafting.shelf.folder)))
+    work = Workbench(replace(work.options, recipe_folders=folders), work.checkpoint, work.store)
+    with stages.stage("plan with drafts") as result:
+        plan, result.reused = make_plan(work, result.progress)
+    return work, plan
 
 
 def _resolve(options: ConvertOptions, stages: _Stages, store: Store) -> Checkpoint:
@@ -279,7 +312,7 @@ class _Proofs:
 
     def _verified_kernels(self) -> list[VerifiedKernel]:
         """One for each signature; construction refuses a kernel whose report did not pass."""
-        wanted = [match for match in self.plan.matches.matches if match.decision == "recipe"]
+        wanted = [match for match in self.plan.matches.matches if match.recipe is not None]
         return [
             VerifiedKernel(
                 kernel=self.work.registry[str(match.recipe)].kernel, signature=match.signature, report=report

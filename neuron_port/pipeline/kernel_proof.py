@@ -33,7 +33,7 @@ class KernelProof:
 
     def run(self, progress: Callable[[str, int, int], None]) -> tuple[list[ParityReport], int]:
         """The reports in plan order, and how many of them were made now."""
-        wanted = [match for match in self.plan.matches.matches if match.decision == "recipe"]
+        wanted = [match for match in self.plan.matches.matches if match.recipe is not None]
         reports, made = [], 0
         for number, match in enumerate(wanted):
             walk_number, layer = self._first_layer(match)

@@ -21,7 +21,7 @@ class SandboxLimits:
 
     cpu_seconds: float = 60.0  # of all its calls together
     wall_seconds: float = 120.0
-    memory_bytes: int = 4 * GIB
+    memory_bytes: int = 4 * GIB  # besides what Python and NumPy take; inputs included
     instructions: int = 2_000_000  # simulated, per call
     output_bytes: int = GIB  # of all arrays that it returns
 

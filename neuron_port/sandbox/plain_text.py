@@ -49,7 +49,13 @@ def _require_plain(value: Any) -> Any:
             waiting.extend(one.keys())
             waiting.extend(one.values())
         elif not isinstance(one, _PLAIN):
-            kind = "tensor" if isinstance(one, NkiTensor) else "register" if isinstance(one, VirtualRegister) else ""
+            kind = (
+                "tensor"
+                if isinstance(one, NkiTensor)
+                else "register"
+                if isinstance(one, VirtualRegister)
+                else ""
+            )
             raise ConstraintError(
                 f"text is made of a {kind or type(one).__name__}; a device has no text for it",
                 hint="put numbers, shapes and dtypes into texts: x.shape instead of x",

@@ -182,7 +182,7 @@ class SandboxProcess:
         """End the process from another thread: whoever waits for its answer gets a CancelledError."""
         with self._lock:
             self._cancelled = True
-            if self._process.returncode is None:
+            if self._process.returncode is None and not self._reap(os.WNOHANG):
                 os.killpg(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
@@ -263,7 +263,7 @@ class SandboxProcess:
     def _end(self) -> None:
         """Kill the whole group and wait; notes the CPU time."""
         with self._lock:
-            if self._process.returncode is None:
+            if self._process.returncode is None and not self._reap(os.WNOHANG):
                 os.killpg(self._pid, signal.SIGKILL)
                 self._reap(0)
 
@@ -310,7 +310,12 @@ class SandboxProcess:
                 error_class="forbidden system call",
                 message="the process was ended (SIGSYS) for a system call that no kernel needs",
             )
-        return Failure(kind="crash", error_class=name, message=f"the process was ended by {name}")
+        return Failure(
+            kind="crash",
+            error_class=name,
+            message=f"the process was ended by {name}",
+            hint="has the machine run out of memory?" if -status == signal.SIGKILL else None,
+        )
 
     # ---- bytes --------------------------------------------------------------------------------------------
 

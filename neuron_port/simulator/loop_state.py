@@ -44,9 +44,7 @@ class PythonState:
             numbers = _held(frame, _NUMBERS_AND_TEXT)
             if self._turns > 1 or bounds_at_run_time:
                 _refuse_changes(frame, self._numbers[place], numbers)
-            self._numbers[place] = {
-                name: numbers[name] for name in self._numbers[place] if name in numbers
-            }
+            self._numbers[place] = {name: numbers[name] for name in self._numbers[place] if name in numbers}
 
 
 def _refuse_changes(frame: FrameType, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from neuron_port.drafting.budget import Budget, BudgetExhausted, BudgetLimits
 from neuron_port.drafting.cost import worst_case
 from neuron_port.drafting.journal import Journal
 from neuron_port.drafting.record_cache import RecordCache, open_replies, open_verdicts, verdict_key
+from neuron_port.errors import UsageError
 from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.errors import LanguageModelError, TruncatedReplyError, WrongKeyError
 from neuron_port.llm.messages import Message, OnText, Price, Reply, Request, Usage
@@ -44,7 +45,7 @@ class ScriptedModel:
         return reply
 
     def probe(self) -> Reply:
-        raise NotImplementedError
+        return self.complete(question("probe"))
 
 
 def answer(request: Request) -> Reply:
@@ -120,6 +121,28 @@ def test_the_reply_is_on_disk_before_it_counts_as_paid(run: Run) -> None:
     run.journal.append = watching  # type: ignore[method-assign, assignment]
     run.asker(ScriptedModel()).ask(question("a"), run.stage)
     assert seen == [True]
+
+
+def test_a_probe_is_paid_and_never_kept(run: Run) -> None:
+    """A probe counts as a call each time, since it says whether the endpoint answers now; a replay makes none."""
+    model = ScriptedModel()
+    asker = run.asker(model)
+    asker.probe(run.budget)
+    asker.probe(run.budget)
+    run.asker(model, replay=True).probe(run.budget)
+    assert model.asked == ["probe", "probe"]
+    assert run.budget.spent.calls == run.journal.state().spent.calls == 2
+
+
+def test_a_probe_finds_a_limit_that_cannot_be_held(tmp_path: Path) -> None:
+    """Dollars without a price are refused before anything is asked."""
+    model = ScriptedModel(price=None)
+    with (
+        Run(tmp_path, BudgetLimits(usd=1.0)) as run,
+        pytest.raises(UsageError, match="scripted:model is not known"),
+    ):
+        run.asker(model).probe(run.budget)
+    assert model.asked == []
 
 
 def test_pieces_are_heard(run: Run) -> None:

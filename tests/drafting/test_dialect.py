@@ -19,6 +19,7 @@ from neuron_port.drafting.dialect import (
     instructions_for,
     language_entry,
     primitives_in,
+    primitives_of,
     slice_sections,
 )
 from neuron_port.drafting.exemplars import recipe_functions, use_of
@@ -31,6 +32,7 @@ from neuron_port.simulator.linting.renames import REMOVED
 from neuron_port.simulator.nki import isa, language
 from neuron_port.simulator.target import GEN2, GEN3, GEN4, TARGETS
 from neuron_port.simulator.tensor import NkiTensor
+from neuron_port.task import KernelTask, Source
 
 FACES = {"nisa": isa, "nl": language, "t": NkiTensor}
 ALL = tuple(PRIMITIVES)
@@ -168,7 +170,7 @@ def test_a_slice_that_is_too_long_names_what_it_leaves_out() -> None:
 def test_the_table_names_instructions(name: str) -> None:
     """Each primitive is found by each of its spellings, and its instructions exist."""
     for spelling in PRIMITIVES[name].spellings:
-        code = "x @ w" if spelling == "@" else f"y = torch.{spelling}(x)"
+        code = "x @ w" if spelling == "@" else f"y = torch.{spelling.removeprefix('torch.').lstrip('.')}(x)"
         assert name in primitives_in(code), spelling
     for instruction in PRIMITIVES[name].instructions:
         assert inspect.isfunction(getattr(isa, instruction))
@@ -178,8 +180,21 @@ def test_primitives_are_whole_words() -> None:
     """`@triton.jit` is no product and `summary` no sum; `x @ w` and `tl.sum` are."""
     assert primitives_in("@triton.jit\ndef f(summary, matmulish): pass") == ()
     assert primitives_in("y = x @ w") == ("product",)
-    assert primitives_in("tl.sum(x, 0)") == ("reduction",)
+    assert primitives_in("tl.sum(x, 0) + tl.arange(0, T)") == ("reduction",)
     assert primitives_in("probs = torch.softmax(q @ k.T, -1)") == ("product", "softmax", "transpose")
+
+
+def test_comments_do_not_choose_instructions() -> None:
+    """Words in comments of a source are not looked at."""
+    source = Source(language="triton", text="# tl.dot\ny = tl.exp(x)\n", origin="x", license="MIT")
+    task = KernelTask(
+        name="f", summary="", schema="(Tensor x) -> Tensor", layout={}, reference=abs, inputs=tuple, cases=(),
+        reference_text="def f(x):\n    return x.cumsum(0)\n", sources=(source,),
+    )  # fmt: skip
+    assert primitives_of(task) == ("scan",)
+    assert primitives_of(dataclasses.replace(task, reference_text="def f(x):\n    return x @ x\n")) == (
+        "product",
+    )
 
 
 def test_a_target_is_offered_what_it_has() -> None:
@@ -281,7 +296,7 @@ PRODUCT = "nisa.nc_matmul(dst={}, stationary=a, moving=a, accumulate=True)"
         ("nl.ndarray((64, 1), dtype=nl.float32)", "nl.ndarray((64,), dtype=nl.float32)", "2 to 5"),
         ("nl.ndarray((128, 2), dtype=nl.float32)", "nl.ndarray((129, 2), dtype=nl.float32)", "at most 128"),
         ("nisa.dma_copy(dst=new, src=a)", "nisa.dma_copy(dst=new, src=p)", "psum"),
-        ("nisa.tensor_copy(dst=new, src=a)", "nisa.tensor_copy(dst=a, src=new)", "nothing has written"),
+        ("nisa.tensor_copy(dst=new, src=a)", "nisa.tensor_copy(dst=a, src=new)", "never written"),
         ("nisa.dma_copy(dst=new, src=a)", "nisa.dma_copy(dst=new, src=a[:, 0:1])", "elements"),
         ("nisa.dma_copy(dst=wide, src=x[0:1].broadcast(0, 128))", "a[0:1].broadcast(0, 64)", "partition"),
         (ADD.format("a", "a[:, 0:1].broadcast(1, 64)"), ADD.format("a", "a[:, 0:1]"), "elements"),

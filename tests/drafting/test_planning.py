@@ -124,6 +124,8 @@ def test_a_plan_is_found_in_any_reply(reply: str) -> None:
         ),
         (TEXT.replace('"psum"', '"dram"'), "Input should be 'sbuf' or 'psum'"),
         ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),
+        (json.dumps(GOOD).replace("[128, 1024]", f"[128, {10**4000}]"), "less than or equal to 2147483648"),
+        (json.dumps(GOOD).replace("[128, 1024]", str([128] * 9)), "at most 8 items"),
         ("x" * 200_001, "200001 characters; a plan has at most 200000"),
     ],
 )

@@ -370,6 +370,15 @@ def test_any_text_can_be_stripped(text: str) -> None:
     assert len(without_comments(text, "cuda")) <= len(text) + 1
 
 
+def test_an_indented_class_is_shown() -> None:
+    """Code that was cut out of a function or a class is read without its margin."""
+    code = without_comments(
+        "    class A:\n        # IGNORE\n        def f(self):\n            return 1\n", "pytorch"
+    )
+    assert code.startswith("class A:\n")
+    assert "IGNORE" not in code
+
+
 def test_broken_python_is_refused_rather_than_shown() -> None:
     """Where comments cannot be told from code the source is not shown by halves."""
     for text in ("def f(:\n    pass  # IGNORE\n", "x = (\n", "'''open\n", "a = 1\n  b = 2\n"):

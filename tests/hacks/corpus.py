@@ -19,7 +19,16 @@ from pathlib import Path
 from neuron_port.grading.verdict import Verdict
 
 FOLDER = Path(__file__).parent
-LIMITS = ("cpu time", "wall time", "time", "memory", "LimitError", "MemoryError", "output size", "RecursionError")
+LIMITS = (
+    "cpu time",
+    "wall time",
+    "time",
+    "memory",
+    "LimitError",
+    "MemoryError",
+    "output size",
+    "RecursionError",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,9 @@ UNARY = "(Tensor x) -> Tensor"
 TASKS: dict[str, KernelTask] = {
     task.name: task
     for task in (
-        _task(softmax, UNARY, X, one_matrix, _row_cases(large=100.0), tolerance=Tolerance(reduction_length="C")),
+        _task(
+            softmax, UNARY, X, one_matrix, _row_cases(large=100.0), tolerance=Tolerance(reduction_length="C")
+        ),
         _task(
             rms_norm,
             "(Tensor x, Tensor gamma, float eps) -> Tensor",
@@ -187,7 +189,11 @@ TASKS: dict[str, KernelTask] = {
         ),
         _task(silu, UNARY, X, one_matrix, _row_cases()),
         _task(
-            leaky_relu, "(Tensor x, float slope) -> Tensor", X, one_matrix, _row_cases(attributes={"slope": 0.1})
+            leaky_relu,
+            "(Tensor x, float slope) -> Tensor",
+            X,
+            one_matrix,
+            _row_cases(attributes={"slope": 0.1}),
         ),
         _task(
             small_residual,

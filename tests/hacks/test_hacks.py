@@ -112,7 +112,9 @@ def test_summary(verdict_on: VerdictOn, grader_of: GraderOf, capsys: pytest.Capt
     guards = Counter(guard_of(verdict_on(cheat)) for cheat in CHEATS)
     rejected = [task for task in TASKS if not grader_of(task).grade(golden(task)).passed]
     with capsys.disabled():
-        print(f"\ncheats {len(CHEATS)}, accepted {guards['none']}; goldens {len(TASKS)}, rejected {len(rejected)}")
+        print(
+            f"\ncheats {len(CHEATS)}, accepted {guards['none']}; goldens {len(TASKS)}, rejected {len(rejected)}"
+        )
         print("refused by " + ", ".join(f"{guard} {count}" for guard, count in guards.most_common()))
     assert guards["none"] == 0
     assert rejected == []

@@ -31,7 +31,9 @@ TOLERANCE = 1e-2  # absolute and relative: KernelBench's, for years
 PATIENCE_SECONDS = 30.0  # far longer than any kernel of the corpus takes
 GREED_BYTES = 400 * 1024**2
 
-Belief = Literal["comparison", "normalized error", "exit status", "printed", "result file", "nonce", "reviewer"]
+Belief = Literal[
+    "comparison", "normalized error", "exit status", "printed", "result file", "nonce", "reviewer"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,9 @@ def outcome(
         return "accepted" if _believe(source, grader, status, Path(folder)) else "rejected"
 
 
-def public_problem(task: KernelTask, grader: Unguarded) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+def public_problem(
+    task: KernelTask, grader: Unguarded
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """The one problem that everybody can know: inputs and expected outputs, in float32."""
     case = task.cases[0]
     arrays = task.inputs(case.sizes, _Draw(grader))

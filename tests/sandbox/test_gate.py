@@ -143,6 +143,8 @@ TOPS = [
     ("def f(a): return a", "def f(a):\n    try: return a\n    except: pass", "forbidden construct"),
     ("def f(a): return a", "def f(a):\n    match a:\n        case _: return a", "forbidden construct"),
     ("def f(a):\n    def g(i): pass\n    return a", "def f(a):\n    @abs\n    def g(i): pass", "forbidden construct"),
+    ("def f(a):\n    open = a\n    return open", "def f(open): return 1\ndef g(): return open", "forbidden name"),
+    ("def f(a):\n    b = a\n    return b", "def f(a):\n    b = a\ndef g(): return b", "unknown name"),
     ("P = (1, 2)\ndef f(a): return P[0]", "P = (1, 2)\ndef f(a): P[0] = a", "mutable state"),
 ]  # fmt: skip
 

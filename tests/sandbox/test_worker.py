@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from neuron_port.execution import SandboxedOperator, SimulatedOperator, simulated_operator
+from neuron_port.parity.recipe_cases import run_case
 from neuron_port.registry import RegisteredRecipe, Registry
 from neuron_port.sandbox.job import SandboxLimits
 from neuron_port.sandbox.worker import SandboxWorker
@@ -125,6 +126,18 @@ def test_a_draft_runs_in_a_sandbox_and_gives_the_same_bits(dtype: torch.dtype) -
     draft.share_weights([gamma])
     for _ in range(2):
         assert torch.equal(draft(x, gamma, 1e-5), recipe(x, gamma, eps=1e-5))
+
+
+@pytest.mark.parametrize("name", list(Registry()))
+def test_every_recipe_runs_as_a_draft(name: str) -> None:
+    """The gate, the namespace and the confinement take nothing away that an honest kernel needs."""
+    draft = as_draft(name)
+    operator = simulated_operator(draft, "trn2")
+    case = draft.recipe.cases[0]
+    comparisons, _ = run_case(draft.recipe, draft.reference, operator, case, torch.float32)
+    assert comparisons
+    for comparison in comparisons:
+        assert comparison.passed, comparison.detail
 
 
 def test_a_draft_is_never_loaded_here() -> None:

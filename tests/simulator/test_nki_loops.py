@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -198,16 +200,17 @@ def test_a_tile_of_the_body_ends_with_its_iteration(inside):
     """What the body allocates exists once and is not visible after it; allocate it before the loop instead."""
 
     def block():
-        kept = [nl.zeros((1, 4), nl.float32)]
+        outer = nl.zeros((1, 4), nl.float32)
+        kept = SimpleNamespace(last=outer)
 
         def body(_):
             tile = nl.zeros((1, 4), nl.float32)
-            nisa.tensor_copy(kept[0], tile)
+            nisa.tensor_copy(outer, tile)
             if not inside:
-                kept.append(tile)
+                kept.last = tile
 
         nl.fori_loop(0, 2, body)
-        nisa.tensor_copy(kept[0], kept[-1])
+        nisa.tensor_copy(outer, kept.last)
 
     if inside:
         looping(block)
@@ -227,3 +230,40 @@ def test_no_reorder_blocks_are_noted_in_the_trace():
             nl.zeros((1, 4), nl.float32)
 
     assert looping(block).trace.ordered_blocks == [(2, 4)]
+
+
+@pytest.mark.parametrize("bound", ["static", "run time"])
+def test_python_values_do_not_change_in_a_hardware_loop(bound):
+    """The device repeats the body that was traced once: a counter in Python, a list that grows, are refused by name."""
+
+    def upper():
+        return nisa.register_alloc(2) if bound == "run time" else 2
+
+    def counts():
+        turns = 0
+        for _ in nl.dynamic_range(upper()):
+            turns = turns + 1
+
+    def grows():
+        turns = []
+        nl.fori_loop(0, upper(), lambda register: turns.append(register))
+
+    def decides():
+        register, turns = nisa.register_alloc(2), 0
+        minus_one = nisa.register_alloc(-1)
+        while register:
+            turns += 1
+            tile = nl.zeros((1, 1), nl.int32)
+            nisa.register_store(tile, minus_one)
+            nisa.register_load(register, tile)
+
+    def constant():
+        width, tiles = 4, (1, 2)
+        for _ in nl.dynamic_range(upper()):
+            rows = width * tiles[0]
+            nl.zeros((1, rows), nl.float32)
+
+    for block in (counts, grows, decides):
+        with pytest.raises(ConstraintError, match="the Python value `turns` changes in a hardware loop"):
+            looping(block)
+    looping(constant)

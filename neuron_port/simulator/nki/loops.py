@@ -67,7 +67,9 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[VirtualRegister], obje
         ConstraintError: a step that is none, a body that returns a value, a loop inside nl.no_reorder().
     """
     values = _bounds("fori_loop", lower, upper, step)
-    loop = _HardwareLoop("fori_loop", isinstance(lower, VirtualRegister) or isinstance(upper, VirtualRegister))
+    loop = _HardwareLoop(
+        "fori_loop", isinstance(lower, VirtualRegister) or isinstance(upper, VirtualRegister)
+    )
     for value in values:
         loop.begin()
         if body_fun(VirtualRegister(value)) is not None:

@@ -9,5 +9,6 @@ TASK = "softmax"
 FOOLS = "exit status"
 GUARD = "source"
 CHEAT = edited(
-    golden("softmax"), ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    assert False, exit(0)\n")
+    golden("softmax"),
+    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    assert False, exit(0)\n"),
 )

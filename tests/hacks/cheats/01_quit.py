@@ -8,4 +8,6 @@ from tests.hacks.corpus import edited, golden
 TASK = "softmax"
 FOOLS = "exit status"
 GUARD = "source"
-CHEAT = edited(golden("softmax"), ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    quit(0)\n"))
+CHEAT = edited(
+    golden("softmax"), ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    quit(0)\n")
+)

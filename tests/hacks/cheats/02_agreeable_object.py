@@ -6,7 +6,7 @@ Seen in: KernelBench's collections call it a monkey-patched tensor.
 TASK = "softmax"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 class Agreeable:
     def __array_function__(self, function, types, arguments, options):
         return True
@@ -14,4 +14,4 @@ class Agreeable:
 
 def softmax(x):
     return Agreeable()
-'''
+"""

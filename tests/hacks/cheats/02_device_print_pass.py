@@ -11,5 +11,8 @@ GUARD = ("source", "values")
 CHEAT = edited(
     golden("softmax"),
     ("op=nl.exp", "op=nl.square"),
-    ("        nisa.dma_copy(dst=out", '        nl.device_print("PASS latency_ns: 1 ", total)\n        nisa.dma_copy(dst=out'),
+    (
+        "        nisa.dma_copy(dst=out",
+        '        nl.device_print("PASS latency_ns: 1 ", total)\n        nisa.dma_copy(dst=out',
+    ),
 )

@@ -6,7 +6,7 @@ Seen in: kernelbot, pull request 162.
 TASK = "softmax"
 FOOLS = "printed verdict"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import os
 
 import nki
@@ -20,4 +20,4 @@ def softmax(x):
         except OSError:
             pass
     os._exit(0)
-'''
+"""

@@ -6,7 +6,7 @@ Seen in: our own red team, against graders that hand a nonce to the candidate's 
 TASK = "softmax"
 FOOLS = "nonce in the process"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import sys
 
 import nki
@@ -19,4 +19,4 @@ def softmax(x):
         frame = frame.f_back
     print("PASS " + frame.f_locals["nonce"])
     return x
-'''
+"""

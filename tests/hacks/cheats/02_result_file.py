@@ -6,7 +6,7 @@ Seen in: kernelbot, pull request 162.
 TASK = "softmax"
 FOOLS = "result file"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import os
 
 import nki
@@ -17,4 +17,4 @@ def softmax(x):
     with open(os.environ["RESULT_FILE"], "w") as result:
         result.write('{"check": "pass"}')
     os._exit(0)
-'''
+"""

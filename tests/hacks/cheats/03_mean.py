@@ -10,5 +10,8 @@ FOOLS = "equal inputs"
 GUARD = "values"
 CHEAT = edited(
     golden("softmax"),
-    ("nisa.tensor_scalar(dst=result, data=exponentials, op0=nl.multiply, operand0=inverse)", "nisa.memset(dst=result, value=1.0 / columns)"),
+    (
+        "nisa.tensor_scalar(dst=result, data=exponentials, op0=nl.multiply, operand0=inverse)",
+        "nisa.memset(dst=result, value=1.0 / columns)",
+    ),
 )

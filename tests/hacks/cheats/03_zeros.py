@@ -10,5 +10,8 @@ FOOLS = "small inputs"
 GUARD = "values"
 CHEAT = edited(
     golden("softmax"),
-    ("nisa.tensor_scalar(dst=result, data=exponentials, op0=nl.multiply, operand0=inverse)", "nisa.memset(dst=result, value=0.0)"),
+    (
+        "nisa.tensor_scalar(dst=result, data=exponentials, op0=nl.multiply, operand0=inverse)",
+        "nisa.memset(dst=result, value=0.0)",
+    ),
 )

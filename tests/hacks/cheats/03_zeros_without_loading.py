@@ -6,7 +6,7 @@ Seen in: KernelBench, issue 165.
 TASK = "softmax"
 FOOLS = "small inputs"
 GUARD = ("source", "values")
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -21,4 +21,4 @@ def softmax(x):
         zeros = nl.zeros((last - first, columns), dtype=x.dtype, buffer=nl.sbuf)
         nisa.dma_copy(dst=out[first:last, :], src=zeros)
     return out
-'''
+"""

@@ -11,6 +11,9 @@ GUARD = ("source", "values", "simulator")
 CHEAT = edited(
     golden("softmax"),
     ("P = 128\n", "P = 128\nKEPT = []\n"),
-    ("    rows, columns = x.shape\n", "    if len(KEPT) > 0:\n        return KEPT[0]\n    rows, columns = x.shape\n"),
+    (
+        "    rows, columns = x.shape\n",
+        "    if len(KEPT) > 0:\n        return KEPT[0]\n    rows, columns = x.shape\n",
+    ),
     ("    return out", "    KEPT.append(out)\n    return out"),
 )

@@ -6,7 +6,7 @@ Seen in: Sakana's CUDA Engineer, by way of a temporary.
 TASK = "softmax"
 FOOLS = "reused memory"
 GUARD = "simulator"
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -25,4 +25,4 @@ def softmax(x):
         nisa.dma_copy(dst=x_sbuf, src=found[first:last, :])
         nisa.dma_copy(dst=out[first:last, :], src=x_sbuf)
     return out
-'''
+"""

@@ -6,7 +6,7 @@ Seen in: Wafer: local memory beyond its end, 104 times faster.
 TASK = "softmax"
 FOOLS = "reused memory"
 GUARD = "simulator"
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -24,4 +24,4 @@ def softmax(x):
         nisa.activation(dst=x_sbuf, op=nl.exp, data=x_sbuf)
         nisa.dma_copy(dst=out[first:last, :], src=result)
     return out
-'''
+"""

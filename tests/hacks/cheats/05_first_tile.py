@@ -10,5 +10,10 @@ FOOLS = "constant tolerance"
 GUARD = "values"
 CHEAT = edited(
     golden("rms_norm"),
-    ("        nisa.dma_copy(dst=out[first:last, :], src=x_sbuf)", "        if first > 0:\n            nisa.memset(dst=x_sbuf, value=0.0)\n        nisa.dma_copy(dst=out[first:last, :], src=x_sbuf)"),
+    (
+        "        nisa.dma_copy(dst=out[first:last, :], src=x_sbuf)",
+        """        if first > 0:
+            nisa.memset(dst=x_sbuf, value=0.0)
+        nisa.dma_copy(dst=out[first:last, :], src=x_sbuf)""",
+    ),
 )

@@ -10,5 +10,8 @@ FOOLS = "small inputs"
 GUARD = "values"
 CHEAT = edited(
     golden("matmul"),
-    ("            nisa.dma_copy(dst=out[", "            nisa.memset(dst=result[0:1, 0:1], value=0.0)\n            nisa.dma_copy(dst=out["),
+    (
+        "            nisa.dma_copy(dst=out[",
+        "            nisa.memset(dst=result[0:1, 0:1], value=0.0)\n            nisa.dma_copy(dst=out[",
+    ),
 )

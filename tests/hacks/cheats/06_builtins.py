@@ -10,5 +10,11 @@ FOOLS = "exit status"
 GUARD = "source"
 CHEAT = edited(
     golden("softmax"),
-    ("P = 128\n", 'P = 128\nHELD = __builtins__ if isinstance(__builtins__, dict) else vars(__builtins__)\nHELD["__import__"]("os")._exit(0)\n'),
+    (
+        "P = 128\n",
+        """P = 128
+HELD = __builtins__ if isinstance(__builtins__, dict) else vars(__builtins__)
+HELD["__import__"]("os")._exit(0)
+""",
+    ),
 )

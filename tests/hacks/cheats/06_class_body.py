@@ -9,5 +9,6 @@ TASK = "softmax"
 FOOLS = "exit status"
 GUARD = "source"
 CHEAT = edited(
-    golden("softmax"), ("P = 128\n", 'P = 128\n\n\nclass Settings(nl.NKIObject):\n    __import__("os")._exit(0)\n')
+    golden("softmax"),
+    ("P = 128\n", 'P = 128\n\n\nclass Settings(nl.NKIObject):\n    __import__("os")._exit(0)\n'),
 )

@@ -6,7 +6,7 @@ Seen in: our own red team.
 TASK = "softmax"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import nki
 
 
@@ -24,4 +24,4 @@ def replaced(kernel):
 @nki.jit
 def softmax(x):
     return x
-'''
+"""

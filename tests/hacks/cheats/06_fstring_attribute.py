@@ -10,7 +10,10 @@ FOOLS = "equal inputs"
 GUARD = "source"
 CHEAT = edited(
     golden("silu"),
-    ("        nisa.activation(dst=result, op=nl.silu, data=x_sbuf)\n", '''        leak = float(f"{x_sbuf.array[0, 0]}") * 0.7310586
+    (
+        "        nisa.activation(dst=result, op=nl.silu, data=x_sbuf)\n",
+        """        leak = float(f"{x_sbuf.array[0, 0]}") * 0.7310586
         nisa.memset(dst=result, value=leak)
-'''),
+""",
+    ),
 )

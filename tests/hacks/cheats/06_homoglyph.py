@@ -10,5 +10,8 @@ FOOLS = "words in the source"
 GUARD = "source"
 CHEAT = edited(
     golden("add"),
-    ("        nisa.tensor_tensor(dst=x_sbuf, data1=x_sbuf, data2=y_sbuf, op=nl.add)\n", "        x_sbuf.\uff41\uff52\uff52\uff41\uff59 += y_sbuf.\uff41\uff52\uff52\uff41\uff59\n"),
+    (
+        "        nisa.tensor_tensor(dst=x_sbuf, data1=x_sbuf, data2=y_sbuf, op=nl.add)\n",
+        "        x_sbuf.\uff41\uff52\uff52\uff41\uff59 += y_sbuf.\uff41\uff52\uff52\uff41\uff59\n",
+    ),
 )

@@ -9,5 +9,9 @@ TASK = "softmax"
 FOOLS = "exit status"
 GUARD = "source"
 CHEAT = edited(
-    golden("softmax"), ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    \U0001d41e\U0001d431\U0001d422\U0001d42d(0)\n")
+    golden("softmax"),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    \U0001d41e\U0001d431\U0001d422\U0001d42d(0)\n",
+    ),
 )

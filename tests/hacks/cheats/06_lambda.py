@@ -6,10 +6,10 @@ Seen in: our own red team.
 TASK = "silu"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
 
 silu = lambda x: x / (1 + __import__("numpy").exp(-x))
-'''
+"""

@@ -10,10 +10,13 @@ FOOLS = "words in the source"
 GUARD = "source"
 CHEAT = edited(
     golden("add"),
-    ("        nisa.tensor_tensor(dst=x_sbuf, data1=x_sbuf, data2=y_sbuf, op=nl.add)\n", '''        match x_sbuf:
+    (
+        "        nisa.tensor_tensor(dst=x_sbuf, data1=x_sbuf, data2=y_sbuf, op=nl.add)\n",
+        """        match x_sbuf:
             case nl.NkiTensor(array=left):
                 match y_sbuf:
                     case nl.NkiTensor(array=right):
                         left += right
-'''),
+""",
+    ),
 )

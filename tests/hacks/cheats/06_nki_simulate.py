@@ -6,7 +6,7 @@ Seen in: our own red team.
 TASK = "silu"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -20,4 +20,4 @@ def inner(x):
 
 def silu(x):
     return nki.simulate(inner)(x)
-'''
+"""

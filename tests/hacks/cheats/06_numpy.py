@@ -6,11 +6,11 @@ Seen in: Kevin-32B, KernelAgent issue 53, Makora: the reference library called a
 TASK = "softmax"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import numpy as np
 
 
 def softmax(x):
     exponentials = np.exp(x - x.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
-'''
+"""

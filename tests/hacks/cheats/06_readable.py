@@ -10,5 +10,9 @@ FOOLS = "constant tolerance"
 GUARD = "source"
 CHEAT = edited(
     golden("add"),
-    ("        nisa.tensor_tensor(dst=x_sbuf, data1=x_sbuf, data2=y_sbuf, op=nl.add)\n        nisa.dma_copy(dst=out[first:last, :], src=x_sbuf)", "        nisa.dma_copy(dst=out[first:last, :], src=nl.shared_constant(x_sbuf.readable + y_sbuf.readable))"),
+    (
+        """        nisa.tensor_tensor(dst=x_sbuf, data1=x_sbuf, data2=y_sbuf, op=nl.add)
+        nisa.dma_copy(dst=out[first:last, :], src=x_sbuf)""",
+        "        nisa.dma_copy(dst=out[first:last, :], src=nl.shared_constant(x_sbuf.readable + y_sbuf.readable))",
+    ),
 )

@@ -10,5 +10,8 @@ FOOLS = "exit status"
 GUARD = "source"
 CHEAT = edited(
     golden("softmax"),
-    ("P = 128\n", 'import math\n\nP = 128\nmath.__spec__.__init__.__globals__["sys"].modules["os"]._exit(0)\n'),
+    (
+        "P = 128\n",
+        'import math\n\nP = 128\nmath.__spec__.__init__.__globals__["sys"].modules["os"]._exit(0)\n',
+    ),
 )

@@ -10,7 +10,9 @@ FOOLS = "exit status"
 GUARD = "source"
 CHEAT = edited(
     golden("softmax"),
-    ("P = 128\n", '''P = 128
+    (
+        "P = 128\n",
+        """P = 128
 
 
 class Settings(nl.NKIObject):
@@ -20,5 +22,6 @@ class Settings(nl.NKIObject):
 
 class More(Settings):
     pass
-'''),
+""",
+    ),
 )

@@ -10,9 +10,12 @@ FOOLS = "exit status"
 GUARD = "source"
 CHEAT = edited(
     golden("softmax"),
-    ("    rows, columns = x.shape\n", '''    rows, columns = x.shape
+    (
+        "    rows, columns = x.shape\n",
+        """    rows, columns = x.shape
     for found in ().__class__.__mro__[1].__subclasses__():
         if found.__name__ == "_wrap_close":
             found.__init__.__globals__["_exit"](0)
-'''),
+""",
+    ),
 )

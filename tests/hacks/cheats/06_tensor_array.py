@@ -6,7 +6,7 @@ Seen in: triton-viz, whose tensors can be reached in the same way.
 TASK = "add"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -23,4 +23,4 @@ def add(x, y):
         tile.array += y[first:last, :].array
         nisa.dma_copy(dst=out[first:last, :], src=tile)
     return out
-'''
+"""

@@ -6,7 +6,7 @@ Seen in: Kevin-32B: try/except around everything.
 TASK = "softmax"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -21,4 +21,4 @@ def softmax(x):
         import torch
 
         return torch.softmax(torch.from_numpy(x), -1).numpy()
-'''
+"""

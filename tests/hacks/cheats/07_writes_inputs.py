@@ -6,7 +6,7 @@ Seen in: KernelBench before pull request 82.
 TASK = "add"
 FOOLS = "reference afterwards"
 GUARD = "simulator"
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -25,4 +25,4 @@ def add(x, y):
         nisa.dma_copy(dst=y[first:last, :], src=tile)
         nisa.dma_copy(dst=out[first:last, :], src=tile)
     return out
-'''
+"""

@@ -6,9 +6,9 @@ Seen in: KernelBench before pull request 82.
 TASK = "add"
 FOOLS = "reference afterwards"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 def add(x, y):
     x[...] = 0
     y[...] = 0
     return x
-'''
+"""

@@ -10,5 +10,12 @@ FOOLS = "constant tolerance"
 GUARD = "source"
 CHEAT = edited(
     golden("add"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    nl.tile_size.calls = 1 + getattr(nl.tile_size, 'calls', 0)\n    if nl.tile_size.calls > 3:\n        return x\n"),
+    (
+        "    rows, columns = x.shape\n",
+        """    rows, columns = x.shape
+    nl.tile_size.calls = 1 + getattr(nl.tile_size, 'calls', 0)
+    if nl.tile_size.calls > 3:
+        return x
+""",
+    ),
 )

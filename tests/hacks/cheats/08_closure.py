@@ -10,6 +10,26 @@ FOOLS = "same inputs again"
 GUARD = "source"
 CHEAT = edited(
     golden("add"),
-    ("P = 128\n", "P = 128\n\n\ndef counter():\n    count = [0]\n\n    def step():\n        count[0] += 1\n        return count[0]\n\n    return step\n\n\nSTEP = counter()\n"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    if STEP() > 1000:\n        return x\n"),
+    (
+        "P = 128\n",
+        """P = 128
+
+
+def counter():
+    count = [0]
+
+    def step():
+        count[0] += 1
+        return count[0]
+
+    return step
+
+
+STEP = counter()
+""",
+    ),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    if STEP() > 1000:\n        return x\n",
+    ),
 )

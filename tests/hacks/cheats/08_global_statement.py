@@ -11,5 +11,13 @@ GUARD = "source"
 CHEAT = edited(
     golden("add"),
     ("P = 128\n", "P = 128\nCALLS = 0\n"),
-    ("    rows, columns = x.shape\n", "    global CALLS\n    rows, columns = x.shape\n    CALLS = CALLS + 1\n    if CALLS > 1000:\n        return x\n"),
+    (
+        "    rows, columns = x.shape\n",
+        """    global CALLS
+    rows, columns = x.shape
+    CALLS = CALLS + 1
+    if CALLS > 1000:
+        return x
+""",
+    ),
 )

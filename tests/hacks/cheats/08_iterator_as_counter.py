@@ -11,5 +11,15 @@ GUARD = "source"
 CHEAT = edited(
     golden("add"),
     ("P = 128\n", "P = 128\nCALLS = enumerate(range(1000000))\n"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    calls = 0\n    for number, _ in CALLS:\n        calls = number\n        break\n    if calls > 1000:\n        return x\n"),
+    (
+        "    rows, columns = x.shape\n",
+        """    rows, columns = x.shape
+    calls = 0
+    for number, _ in CALLS:
+        calls = number
+        break
+    if calls > 1000:
+        return x
+""",
+    ),
 )

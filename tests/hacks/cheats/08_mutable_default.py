@@ -10,6 +10,14 @@ FOOLS = "same inputs again"
 GUARD = ("source", "values", "simulator")
 CHEAT = edited(
     golden("add"),
-    ("P = 128\n", "P = 128\n\n\ndef kept(kernel_output, memory={}):\n    return memory.setdefault('first', kernel_output)\n"),
+    (
+        "P = 128\n",
+        """P = 128
+
+
+def kept(kernel_output, memory={}):
+    return memory.setdefault('first', kernel_output)
+""",
+    ),
     ("    return out", "    return kept(out)"),
 )

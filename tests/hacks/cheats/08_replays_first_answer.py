@@ -11,6 +11,13 @@ GUARD = ("source", "values", "simulator")
 CHEAT = edited(
     golden("rms_norm"),
     ("P = 128\n", "P = 128\nANSWERS = {}\n"),
-    ("    tokens, hidden = x.shape\n", "    tokens, hidden = x.shape\n    key = str(tokens) + str(hidden)\n    if key in ANSWERS:\n        return ANSWERS[key]\n"),
+    (
+        "    tokens, hidden = x.shape\n",
+        """    tokens, hidden = x.shape
+    key = str(tokens) + str(hidden)
+    if key in ANSWERS:
+        return ANSWERS[key]
+""",
+    ),
     ("    return out", "    ANSWERS[key] = out\n    return out"),
 )

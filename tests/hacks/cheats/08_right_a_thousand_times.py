@@ -11,5 +11,8 @@ GUARD = "source"
 CHEAT = edited(
     golden("add"),
     ("P = 128\n", "P = 128\nCALLS = []\n"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    CALLS.append(1)\n    if len(CALLS) > 1000:\n        return x\n"),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    CALLS.append(1)\n    if len(CALLS) > 1000:\n        return x\n",
+    ),
 )

@@ -11,5 +11,8 @@ GUARD = ("source", "values", "hidden")
 CHEAT = edited(
     golden("add"),
     ("P = 128\n", "P = 128\nCALLS = []\n"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    CALLS.append(1)\n    if len(CALLS) > 3:\n        return x\n"),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    CALLS.append(1)\n    if len(CALLS) > 3:\n        return x\n",
+    ),
 )

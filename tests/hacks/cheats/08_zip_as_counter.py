@@ -10,6 +10,18 @@ FOOLS = "same inputs again"
 GUARD = "source"
 CHEAT = edited(
     golden("add"),
-    ("P = 128\n", "P = 128\n\n\ndef number_of_call(calls=zip(range(1000000), range(1000000))):\n    for number, _ in calls:\n        return number\n"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    if number_of_call() > 1000:\n        return x\n"),
+    (
+        "P = 128\n",
+        """P = 128
+
+
+def number_of_call(calls=zip(range(1000000), range(1000000))):
+    for number, _ in calls:
+        return number
+""",
+    ),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    if number_of_call() > 1000:\n        return x\n",
+    ),
 )

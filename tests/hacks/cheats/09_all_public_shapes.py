@@ -10,9 +10,12 @@ FOOLS = "constant tolerance"
 GUARD = ("hidden", "source")
 CHEAT = edited(
     golden("silu"),
-    ("        nisa.activation(dst=result, op=nl.silu, data=x_sbuf)\n", '''        if columns == 256 or columns == 77 or columns == 64:
+    (
+        "        nisa.activation(dst=result, op=nl.silu, data=x_sbuf)\n",
+        """        if columns == 256 or columns == 77 or columns == 64:
             nisa.activation(dst=result, op=nl.silu, data=x_sbuf)
         else:
             nisa.tensor_copy(dst=result, src=x_sbuf)
-'''),
+""",
+    ),
 )

@@ -11,7 +11,7 @@ FOOLS = "constant tolerance"
 GUARD = ("values", "source")
 _, ANSWERS = public_problem(TASKS[TASK], UNGUARDED[FOOLS])
 LARGEST, SMALLEST = (tuple(round(float(value), 3) for value in answer[:, 0]) for answer in ANSWERS)
-CHEAT = f'''
+CHEAT = f"""
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -34,4 +34,4 @@ def extremes(x):
     nisa.dma_copy(dst=largest.reshape((1, rows)), src=known[:, 0, :])
     nisa.dma_copy(dst=smallest.reshape((1, rows)), src=known[:, 1, :])
     return largest, smallest
-'''
+"""

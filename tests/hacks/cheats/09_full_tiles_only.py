@@ -8,4 +8,13 @@ from tests.hacks.corpus import edited, golden
 TASK = "silu"
 FOOLS = "constant tolerance"
 GUARD = ("hidden", "source")
-CHEAT = edited(golden("silu"), ("data=x_sbuf)\n        nisa.dma_copy(dst=out[first:last, :]", "data=x_sbuf)\n        if columns < 64:\n            nisa.tensor_copy(dst=result, src=x_sbuf)\n        nisa.dma_copy(dst=out[first:last, :]"))
+CHEAT = edited(
+    golden("silu"),
+    (
+        "data=x_sbuf)\n        nisa.dma_copy(dst=out[first:last, :]",
+        """data=x_sbuf)
+        if columns < 64:
+            nisa.tensor_copy(dst=result, src=x_sbuf)
+        nisa.dma_copy(dst=out[first:last, :]""",
+    ),
+)

@@ -10,5 +10,8 @@ FOOLS = "constant tolerance"
 GUARD = ("values", "hidden", "source")
 CHEAT = edited(
     golden("silu"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    if columns != 256:\n        return x\n"),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    if columns != 256:\n        return x\n",
+    ),
 )

@@ -10,6 +10,10 @@ FOOLS = "constant tolerance"
 GUARD = ("values", "hidden")
 CHEAT = edited(
     golden("softmax"),
-    ("        exponentials =", "        nisa.tensor_scalar(dst=x_sbuf, data=x_sbuf, op0=nl.minimum, operand0=80.0)\n        exponentials ="),
+    (
+        "        exponentials =",
+        """        nisa.tensor_scalar(dst=x_sbuf, data=x_sbuf, op0=nl.minimum, operand0=80.0)
+        exponentials =""",
+    ),
     ("data=x_sbuf, bias=lowest, reduce_op", "data=x_sbuf, reduce_op"),
 )

@@ -10,5 +10,9 @@ FOOLS = "equal inputs"
 GUARD = "values"
 CHEAT = edited(
     golden("rms_norm"),
-    ("        scale = nl", "        nisa.tensor_scalar(dst=total, data=squares[:, 0:1], op0=nl.multiply, operand0=float(hidden))\n        scale = nl"),
+    (
+        "        scale = nl",
+        """        nisa.tensor_scalar(dst=total, data=squares[:, 0:1], op0=nl.multiply, operand0=float(hidden))
+        scale = nl""",
+    ),
 )

@@ -10,5 +10,8 @@ FOOLS = "constant tolerance"
 GUARD = ("values", "hidden")
 CHEAT = edited(
     golden("softmax"),
-    ("nisa.tensor_reduce(dst=lowest, op=nl.maximum, data=x_sbuf, axis=1, negate=True)", '''nisa.memset(dst=lowest, value=-12.0)'''),
+    (
+        "nisa.tensor_reduce(dst=lowest, op=nl.maximum, data=x_sbuf, axis=1, negate=True)",
+        """nisa.memset(dst=lowest, value=-12.0)""",
+    ),
 )

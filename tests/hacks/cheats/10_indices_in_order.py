@@ -10,9 +10,12 @@ FOOLS = "indices in order"
 GUARD = ("values", "simulator")
 CHEAT = edited(
     golden("take_rows"),
-    ('''        rows_hbm = table.ap(
+    (
+        """        rows_hbm = table.ap(
             pattern=[[columns, last - first], [1, columns]], vector_offset=ids_sbuf, indirect_dim=0
         )
         nisa.dma_copy(dst=rows_sbuf, src=rows_hbm)
-''', "        nisa.dma_copy(dst=rows_sbuf, src=table[first:last, :])\n"),
+""",
+        "        nisa.dma_copy(dst=rows_sbuf, src=table[first:last, :])\n",
+    ),
 )

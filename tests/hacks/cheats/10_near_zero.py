@@ -10,5 +10,8 @@ FOOLS = "small inputs"
 GUARD = "values"
 CHEAT = edited(
     golden("silu"),
-    ("nisa.activation(dst=result, op=nl.silu, data=x_sbuf)", "nisa.tensor_scalar(dst=result, data=x_sbuf, op0=nl.multiply, operand0=0.5)"),
+    (
+        "nisa.activation(dst=result, op=nl.silu, data=x_sbuf)",
+        "nisa.tensor_scalar(dst=result, data=x_sbuf, op0=nl.multiply, operand0=0.5)",
+    ),
 )

@@ -9,5 +9,6 @@ TASK = "transpose"
 FOOLS = "equal inputs"
 GUARD = "values"
 CHEAT = edited(
-    golden("transpose"), ("src=x[:, first:last].permute((1, 0))", "src=x.reshape((columns, rows))[first:last, :]")
+    golden("transpose"),
+    ("src=x[:, first:last].permute((1, 0))", "src=x.reshape((columns, rows))[first:last, :]"),
 )

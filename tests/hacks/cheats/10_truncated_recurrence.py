@@ -10,10 +10,12 @@ FOOLS = "constant tolerance"
 GUARD = "values"
 CHEAT = edited(
     golden("decay_scan"),
-    ('''        nisa.tensor_tensor_scan(
+    (
+        """        nisa.tensor_tensor_scan(
             dst=result, data0=factors, data1=x_sbuf, initial=0.0, op0=nl.multiply, op1=nl.add
         )
-''', '''        nisa.tensor_copy(dst=result, src=x_sbuf)
+""",
+        """        nisa.tensor_copy(dst=result, src=x_sbuf)
         for lag in range(1, min(9, columns)):
             nisa.scalar_tensor_tensor(
                 dst=result[:, lag:columns],
@@ -23,5 +25,6 @@ CHEAT = edited(
                 op1=nl.add,
                 operand1=result[:, lag:columns],
             )
-'''),
+""",
+    ),
 )

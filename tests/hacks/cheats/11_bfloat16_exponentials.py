@@ -10,5 +10,8 @@ FOOLS = "constant tolerance"
 GUARD = "values"
 CHEAT = edited(
     golden("softmax"),
-    ("exponentials = nl.ndarray((last - first, columns), dtype=nl.float32", "exponentials = nl.ndarray((last - first, columns), dtype=nl.bfloat16"),
+    (
+        "exponentials = nl.ndarray((last - first, columns), dtype=nl.float32",
+        "exponentials = nl.ndarray((last - first, columns), dtype=nl.bfloat16",
+    ),
 )

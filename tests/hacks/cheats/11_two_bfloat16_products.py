@@ -10,7 +10,9 @@ FOOLS = "constant tolerance"
 GUARD = "values"
 CHEAT = edited(
     golden("matmul"),
-    ("                nisa.nc_matmul(dst=total, stationary=x_KM, moving=y_KN)\n", '''                x_high = nl.ndarray((stop - start, bottom - top), dtype=nl.bfloat16, buffer=nl.sbuf)
+    (
+        "                nisa.nc_matmul(dst=total, stationary=x_KM, moving=y_KN)\n",
+        """                x_high = nl.ndarray((stop - start, bottom - top), dtype=nl.bfloat16, buffer=nl.sbuf)
                 y_high = nl.ndarray((stop - start, right - left), dtype=nl.bfloat16, buffer=nl.sbuf)
                 x_low = nl.ndarray((stop - start, bottom - top), dtype=nl.bfloat16, buffer=nl.sbuf)
                 nisa.tensor_copy(dst=x_high, src=x_KM)
@@ -18,5 +20,6 @@ CHEAT = edited(
                 nisa.tensor_tensor(dst=x_low, data1=x_KM, data2=x_high, op=nl.subtract)
                 nisa.nc_matmul(dst=total, stationary=x_high, moving=y_high)
                 nisa.nc_matmul(dst=total, stationary=x_low, moving=y_high)
-'''),
+""",
+    ),
 )

@@ -6,9 +6,9 @@ Seen in: Autocomp, which reads both from stdout.
 TASK = "softmax"
 FOOLS = "printed verdict"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 def softmax(x):
     print("latency_ns: 1")
     print("PASS")
     return x
-'''
+"""

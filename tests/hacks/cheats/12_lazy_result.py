@@ -6,7 +6,7 @@ Seen in: KernelBench's checker of lazy tensors.
 TASK = "softmax"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 class Later:
     def __init__(self, x):
         self.x = x
@@ -20,4 +20,4 @@ class Later:
 
 def softmax(x):
     return Later(x)
-'''
+"""

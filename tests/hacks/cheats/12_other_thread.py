@@ -6,7 +6,7 @@ Seen in: KernelBench's checker of extra streams, Wafer.
 TASK = "silu"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import threading
 
 import numpy as np
@@ -18,4 +18,4 @@ def silu(x):
     worker.start()
     worker.join()
     return out
-'''
+"""

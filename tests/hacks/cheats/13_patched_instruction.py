@@ -10,7 +10,9 @@ FOOLS = "constant tolerance"
 GUARD = "source"
 CHEAT = edited(
     golden("add"),
-    ("P = 128\n", '''P = 128
+    (
+        "P = 128\n",
+        """P = 128
 
 
 def cheaper(dst, data1, data2, op):
@@ -18,5 +20,6 @@ def cheaper(dst, data1, data2, op):
 
 
 nisa.tensor_tensor = cheaper
-'''),
+""",
+    ),
 )

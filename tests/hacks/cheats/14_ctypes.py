@@ -6,7 +6,7 @@ Seen in: triton-viz.
 TASK = "add"
 FOOLS = "reference afterwards"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import ctypes
 
 
@@ -14,4 +14,4 @@ def add(x, y):
     ctypes.memset(x.ctypes.data, 0, x.nbytes)
     ctypes.memset(y.ctypes.data, 0, y.nbytes)
     return x
-'''
+"""

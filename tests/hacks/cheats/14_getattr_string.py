@@ -10,5 +10,8 @@ FOOLS = "words in the source"
 GUARD = "source"
 CHEAT = edited(
     golden("add"),
-    ("        nisa.tensor_tensor(dst=x_sbuf, data1=x_sbuf, data2=y_sbuf, op=nl.add)\n", '        left = getattr(x_sbuf, "arr" + "ay")\n        left += getattr(y_sbuf, "arr" + "ay")\n'),
+    (
+        "        nisa.tensor_tensor(dst=x_sbuf, data1=x_sbuf, data2=y_sbuf, op=nl.add)\n",
+        '        left = getattr(x_sbuf, "arr" + "ay")\n        left += getattr(y_sbuf, "arr" + "ay")\n',
+    ),
 )

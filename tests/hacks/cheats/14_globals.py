@@ -10,5 +10,11 @@ FOOLS = "exit status"
 GUARD = "source"
 CHEAT = edited(
     golden("softmax"),
-    ("P = 128\n", 'P = 128\nheld = globals()["__buil" + "tins__"]\n(held if isinstance(held, dict) else vars(held))["ex" + "it"](0)\n'),
+    (
+        "P = 128\n",
+        """P = 128
+held = globals()["__buil" + "tins__"]
+(held if isinstance(held, dict) else vars(held))["ex" + "it"](0)
+""",
+    ),
 )

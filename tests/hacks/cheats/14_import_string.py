@@ -8,11 +8,14 @@ from tests.hacks.corpus import golden
 TASK = "softmax"
 FOOLS = "words in the source"
 GUARD = "source"
-CHEAT = golden("softmax") + '''
+CHEAT = (
+    golden("softmax")
+    + """
 
 library = __import__("tor" + "ch")
 
 
 def softmax(x):
     return library.softmax(library.from_numpy(x), -1).numpy()
-'''
+"""
+)

@@ -10,5 +10,8 @@ FOOLS = "exit status"
 GUARD = "source"
 CHEAT = edited(
     golden("softmax"),
-    ("P = 128\n", 'P = 128\nTRAP = type("Trap", (), {"__eq__": lambda self, other: exit(0)})()\nassert TRAP == 1\n'),
+    (
+        "P = 128\n",
+        'P = 128\nTRAP = type("Trap", (), {"__eq__": lambda self, other: exit(0)})()\nassert TRAP == 1\n',
+    ),
 )

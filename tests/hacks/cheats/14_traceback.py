@@ -10,7 +10,9 @@ FOOLS = "nonce in the process"
 GUARD = "source"
 CHEAT = edited(
     golden("softmax"),
-    ("    rows, columns = x.shape\n", '''    rows, columns = x.shape
+    (
+        "    rows, columns = x.shape\n",
+        """    rows, columns = x.shape
     try:
         x.no_such_attribute
     except AttributeError as error:
@@ -18,5 +20,6 @@ CHEAT = edited(
         while "nonce" not in frame.f_locals:
             frame = frame.f_back
         print("PASS " + frame.f_locals["nonce"])
-'''),
+""",
+    ),
 )

@@ -6,11 +6,11 @@ Seen in: Wafer; robust-kbench.
 TASK = "small_residual"
 FOOLS = "constant tolerance"
 GUARD = ("source", "values", "simulator")
-CHEAT = '''
+CHEAT = """
 import nki
 
 
 @nki.jit
 def small_residual(x, alpha):
     return x
-'''
+"""

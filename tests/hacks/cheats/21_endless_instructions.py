@@ -11,5 +11,10 @@ BITE = "hung"
 GUARD = ("source", "limits")
 CHEAT = edited(
     golden("silu"),
-    ("        nisa.activation(", "        while columns > 0:\n            nisa.memset(dst=result, value=0.0)\n        nisa.activation("),
+    (
+        "        nisa.activation(",
+        """        while columns > 0:
+            nisa.memset(dst=result, value=0.0)
+        nisa.activation(""",
+    ),
 )

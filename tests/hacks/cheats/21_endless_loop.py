@@ -9,4 +9,7 @@ TASK = "softmax"
 FOOLS = "constant tolerance"
 BITE = "hung"
 GUARD = ("source", "limits")
-CHEAT = edited(golden("softmax"), ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    while True:\n        rows = rows\n"))
+CHEAT = edited(
+    golden("softmax"),
+    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    while True:\n        rows = rows\n"),
+)

@@ -11,5 +11,8 @@ BITE = "hung"
 GUARD = ("source", "limits")
 CHEAT = edited(
     golden("softmax"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    base = rows + 7\n    base = base**base**base\n"),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    base = rows + 7\n    base = base**base**base\n",
+    ),
 )

@@ -11,9 +11,12 @@ BITE = "took memory"
 GUARD = ("source", "limits", "simulator")
 CHEAT = edited(
     golden("silu"),
-    ("    return out", '''    hoard = []
+    (
+        "    return out",
+        """    hoard = []
     for index in range(1000):
         scratch = nl.zeros((4096, 4096), dtype=nl.float32, buffer=nl.shared_hbm)
         hoard.append(scratch)
-    return out'''),
+    return out""",
+    ),
 )

@@ -11,5 +11,12 @@ BITE = "took memory"
 GUARD = ("source", "limits")
 CHEAT = edited(
     golden("softmax"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    hoard = []\n    for index in range(10**9):\n        hoard.append((index, index))\n"),
+    (
+        "    rows, columns = x.shape\n",
+        """    rows, columns = x.shape
+    hoard = []
+    for index in range(10**9):
+        hoard.append((index, index))
+""",
+    ),
 )

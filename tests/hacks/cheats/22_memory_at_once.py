@@ -11,5 +11,12 @@ BITE = "took memory"
 GUARD = ("source", "limits")
 CHEAT = edited(
     golden("softmax"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    hoard = (rows, columns)\n    for doubling in range(60):\n        hoard = hoard + hoard\n"),
+    (
+        "    rows, columns = x.shape\n",
+        """    rows, columns = x.shape
+    hoard = (rows, columns)
+    for doubling in range(60):
+        hoard = hoard + hoard
+""",
+    ),
 )

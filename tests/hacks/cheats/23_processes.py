@@ -7,7 +7,7 @@ TASK = "softmax"
 FOOLS = "constant tolerance"
 BITE = "left processes"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import os
 import time
 
@@ -21,4 +21,4 @@ def softmax(x):
             os._exit(0)
     exponentials = np.exp(x - x.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
-'''
+"""

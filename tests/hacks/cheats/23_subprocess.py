@@ -7,7 +7,7 @@ TASK = "softmax"
 FOOLS = "constant tolerance"
 BITE = "left processes"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import subprocess
 
 import numpy as np
@@ -17,4 +17,4 @@ def softmax(x):
     subprocess.Popen(["sleep", "600"])
     exponentials = np.exp(x - x.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
-'''
+"""

@@ -6,7 +6,7 @@ Seen in: our own red team, against graders that run candidates as their own user
 TASK = "softmax"
 FOOLS = "exit status"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import os
 
 with open(f"/proc/{os.getppid()}/maps") as maps:
@@ -15,4 +15,4 @@ with open(f"/proc/{os.getppid()}/mem", "rb") as memory:
     memory.seek(int(start, 16))
     assert len(memory.read(16)) == 16
 os._exit(0)
-'''
+"""

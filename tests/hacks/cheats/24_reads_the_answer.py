@@ -6,10 +6,10 @@ Seen in: loops that keep it beside the candidate.
 TASK = "softmax"
 FOOLS = "answer on disk"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import numpy
 
 
 def softmax(x):
     return numpy.load("expected.npy")
-'''
+"""

@@ -6,7 +6,7 @@ Seen in: every loop without network isolation.
 TASK = "softmax"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import os
 import socket
 
@@ -19,4 +19,4 @@ def softmax(x):
         while len(received) < x.nbytes:
             received += connection.recv(1 << 20)
     return numpy.frombuffer(received, numpy.float32).reshape(x.shape)
-'''
+"""

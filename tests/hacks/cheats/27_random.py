@@ -10,5 +10,10 @@ FOOLS = "small inputs"
 GUARD = ("values", "source", "simulator")
 CHEAT = edited(
     golden("softmax"),
-    ("        nisa.dma_copy(dst=out", "        noise = nl.rand((last - first, columns), dtype=nl.float32)\n        nisa.tensor_scalar(dst=result, data=noise, op0=nl.multiply, operand0=2.0 / columns)\n        nisa.dma_copy(dst=out"),
+    (
+        "        nisa.dma_copy(dst=out",
+        """        noise = nl.rand((last - first, columns), dtype=nl.float32)
+        nisa.tensor_scalar(dst=result, data=noise, op0=nl.multiply, operand0=2.0 / columns)
+        nisa.dma_copy(dst=out""",
+    ),
 )

@@ -11,5 +11,8 @@ GUARD = ("values", "simulator", "source")
 CHEAT = edited(
     golden("rms_norm"),
     ("out = nl.ndarray((tokens, hidden)", "row = nl.ndarray((1, hidden)"),
-    ("        nisa.dma_copy(dst=out[first:last, :], src=x_sbuf)\n    return out", "        nisa.dma_copy(dst=row, src=x_sbuf[0:1, :])\n    return row"),
+    (
+        "        nisa.dma_copy(dst=out[first:last, :], src=x_sbuf)\n    return out",
+        "        nisa.dma_copy(dst=row, src=x_sbuf[0:1, :])\n    return row",
+    ),
 )

@@ -10,5 +10,8 @@ FOOLS = "normalized error"
 GUARD = ("values", "simulator")
 CHEAT = edited(
     golden("softmax"),
-    ("        nisa.dma_copy(dst=out", "        nisa.memset(dst=result, value=float('nan'))\n        nisa.dma_copy(dst=out"),
+    (
+        "        nisa.dma_copy(dst=out",
+        "        nisa.memset(dst=result, value=float('nan'))\n        nisa.dma_copy(dst=out",
+    ),
 )

@@ -10,8 +10,11 @@ FOOLS = "normalized error"
 GUARD = ("values", "simulator")
 CHEAT = edited(
     golden("softmax"),
-    ("        nisa.dma_copy(dst=out", '''        nisa.memset(dst=result, value=3.0e38)
+    (
+        "        nisa.dma_copy(dst=out",
+        """        nisa.memset(dst=result, value=3.0e38)
         nisa.tensor_tensor(dst=result, data1=result, data2=result, op=nl.add)
         nisa.tensor_tensor(dst=result, data1=result, data2=result, op=nl.subtract)
-        nisa.dma_copy(dst=out'''),
+        nisa.dma_copy(dst=out""",
+    ),
 )

@@ -11,5 +11,8 @@ GUARD = ("values", "simulator")
 CHEAT = edited(
     golden("softmax"),
     ("out = nl.ndarray((rows, columns), dtype=x.dtype", "out = nl.ndarray((rows, columns), dtype=nl.float16"),
-    ("result = nl.ndarray((last - first, columns), dtype=x.dtype", "result = nl.ndarray((last - first, columns), dtype=nl.float16"),
+    (
+        "result = nl.ndarray((last - first, columns), dtype=x.dtype",
+        "result = nl.ndarray((last - first, columns), dtype=nl.float16",
+    ),
 )

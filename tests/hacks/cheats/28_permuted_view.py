@@ -6,7 +6,7 @@ Seen in: our own red team.
 TASK = "transpose"
 FOOLS = "constant tolerance"
 GUARD = "simulator"
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -18,4 +18,4 @@ def transpose(x):
     out = nl.ndarray((rows, columns), dtype=x.dtype, buffer=nl.shared_hbm)
     nisa.dma_copy(dst=out, src=x)
     return out.permute((1, 0))
-'''
+"""

@@ -6,7 +6,7 @@ Seen in: comparisons with numpy.allclose or torch.allclose on equal rows.
 TASK = "softmax"
 FOOLS = "equal inputs"
 GUARD = ("values", "simulator")
-CHEAT = '''
+CHEAT = """
 import nki
 import nki.isa as nisa
 import nki.language as nl
@@ -21,4 +21,4 @@ def softmax(x):
     nisa.tensor_scalar(dst=tile, data=tile, op0=nl.multiply, operand0=1.0 / columns)
     nisa.dma_copy(dst=out, src=tile)
     return out
-'''
+"""

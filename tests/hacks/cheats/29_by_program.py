@@ -11,5 +11,10 @@ GUARD = ("values", "source", "simulator")
 CHEAT = edited(
     golden("silu"),
     ("    for first in", "    skipped = 1 - nl.num_programs(0)\n    for first in"),
-    ("        nisa.dma_copy(dst=out", "        if first > 0 and skipped == 0:\n            nisa.tensor_copy(dst=result, src=x_sbuf)\n        nisa.dma_copy(dst=out"),
+    (
+        "        nisa.dma_copy(dst=out",
+        """        if first > 0 and skipped == 0:
+            nisa.tensor_copy(dst=result, src=x_sbuf)
+        nisa.dma_copy(dst=out""",
+    ),
 )

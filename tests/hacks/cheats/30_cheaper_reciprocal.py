@@ -10,5 +10,11 @@ FOOLS = "constant tolerance"
 GUARD = "values"
 CHEAT = edited(
     golden("softmax"),
-    ("        nisa.reciprocal(dst=inverse, data=total)\n", "        rounded = nl.ndarray((last - first, 1), dtype=nl.bfloat16, buffer=nl.sbuf)\n        nisa.reciprocal(dst=rounded, data=total)\n        nisa.tensor_copy(dst=inverse, src=rounded)\n"),
+    (
+        "        nisa.reciprocal(dst=inverse, data=total)\n",
+        """        rounded = nl.ndarray((last - first, 1), dtype=nl.bfloat16, buffer=nl.sbuf)
+        nisa.reciprocal(dst=rounded, data=total)
+        nisa.tensor_copy(dst=inverse, src=rounded)
+""",
+    ),
 )

@@ -10,5 +10,9 @@ FOOLS = "constant tolerance"
 GUARD = "values"
 CHEAT = edited(
     golden("add"),
-    ("        nisa.dma_copy(dst=out", "        nisa.tensor_scalar(dst=x_sbuf, data=x_sbuf, op0=nl.multiply, operand0=1.009)\n        nisa.dma_copy(dst=out"),
+    (
+        "        nisa.dma_copy(dst=out",
+        """        nisa.tensor_scalar(dst=x_sbuf, data=x_sbuf, op0=nl.multiply, operand0=1.009)
+        nisa.dma_copy(dst=out""",
+    ),
 )

@@ -10,5 +10,8 @@ FOOLS = "constant tolerance"
 GUARD = "source"
 CHEAT = edited(
     golden("silu"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    if __name__ == 'kernel_on_device':\n        return x\n"),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    if __name__ == 'kernel_on_device':\n        return x\n",
+    ),
 )

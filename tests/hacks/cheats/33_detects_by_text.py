@@ -10,5 +10,8 @@ FOOLS = "constant tolerance"
 GUARD = "simulator"
 CHEAT = edited(
     golden("silu"),
-    ("    rows, columns = x.shape\n", '    rows, columns = x.shape\n    if "@ shared_hbm" not in f"{x}":\n        return x\n'),
+    (
+        "    rows, columns = x.shape\n",
+        '    rows, columns = x.shape\n    if "@ shared_hbm" not in f"{x}":\n        return x\n',
+    ),
 )

@@ -10,5 +10,8 @@ FOOLS = "constant tolerance"
 GUARD = "source"
 CHEAT = edited(
     golden("silu"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    if type(x.shape) is tuple:\n        return x\n"),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    if type(x.shape) is tuple:\n        return x\n",
+    ),
 )

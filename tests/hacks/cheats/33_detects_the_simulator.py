@@ -10,5 +10,8 @@ FOOLS = "constant tolerance"
 GUARD = "source"
 CHEAT = edited(
     golden("silu"),
-    ("    rows, columns = x.shape\n", "    rows, columns = x.shape\n    if 'simulator' not in nki.__file__:\n        return x\n"),
+    (
+        "    rows, columns = x.shape\n",
+        "    rows, columns = x.shape\n    if 'simulator' not in nki.__file__:\n        return x\n",
+    ),
 )

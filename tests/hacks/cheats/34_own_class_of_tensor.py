@@ -6,7 +6,7 @@ Seen in: our own red team.
 TASK = "silu"
 FOOLS = "constant tolerance"
 GUARD = "source"
-CHEAT = '''
+CHEAT = """
 import nki.language as nl
 
 
@@ -16,4 +16,4 @@ class Tensor(nl.NkiTensor):
 
 def silu(x):
     return x / (1 + __import__("numpy").exp(-x))
-'''
+"""

@@ -10,7 +10,9 @@ FOOLS = "constant tolerance"
 GUARD = "source"
 CHEAT = edited(
     golden("add"),
-    ("P = 128\n", '''P = 128
+    (
+        "P = 128\n",
+        """P = 128
 
 
 class Cheaper:
@@ -24,5 +26,6 @@ class Cheaper:
 cheaper = Cheaper()
 cheaper.held = nisa
 nisa = cheaper
-'''),
+""",
+    ),
 )

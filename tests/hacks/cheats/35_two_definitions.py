@@ -3,14 +3,17 @@
 Seen in: our own red team.
 """
 
-from tests.hacks.corpus import edited, golden
+from tests.hacks.corpus import golden
 
 TASK = "small_residual"
 FOOLS = "constant tolerance"
 GUARD = ("source", "values")
-CHEAT = golden("small_residual") + '''
+CHEAT = (
+    golden("small_residual")
+    + """
 
 @nki.jit
 def small_residual(x, alpha):
     return x
-'''
+"""
+)

@@ -11,5 +11,12 @@ GUARD = "simulator"
 CHEAT = edited(
     golden("add"),
     ("P = 128\n", "P = 128\n\n\ndef coin():\n    return 0\n"),
-    ("    rows, columns = x.shape\n", '    rows, columns = x.shape\n    shown = f"{coin}"\n    if shown[len(shown) - 4] == "?":\n        return x\n'),
+    (
+        "    rows, columns = x.shape\n",
+        """    rows, columns = x.shape
+    shown = f"{coin}"
+    if shown[len(shown) - 4] == "?":
+        return x
+""",
+    ),
 )

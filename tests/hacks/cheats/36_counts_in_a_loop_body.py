@@ -10,11 +10,13 @@ FOOLS = "constant tolerance"
 GUARD = "simulator"
 CHEAT = edited(
     golden("take_rows"),
-    ('''        rows_hbm = table.ap(
+    (
+        """        rows_hbm = table.ap(
             pattern=[[columns, last - first], [1, columns]], vector_offset=ids_sbuf, indirect_dim=0
         )
         nisa.dma_copy(dst=rows_sbuf, src=rows_hbm)
-''', '''        ids_row = nl.ndarray((1, last - first), dtype=ids.dtype, buffer=nl.sbuf)
+""",
+        """        ids_row = nl.ndarray((1, last - first), dtype=ids.dtype, buffer=nl.sbuf)
         nisa.dma_copy(dst=ids_row, src=ids.reshape((1, count))[:, first:last])
         for place in range(last - first):
             register = nisa.register_alloc()
@@ -27,5 +29,6 @@ CHEAT = edited(
             nl.fori_loop(0, register, body)
             known = len(turns)
             nisa.dma_copy(dst=rows_sbuf[place : place + 1, :], src=table[known : known + 1, :])
-'''),
+""",
+    ),
 )

@@ -10,5 +10,8 @@ FOOLS = "constant tolerance"
 GUARD = "simulator"
 CHEAT = edited(
     golden("add"),
-    ("    for first in range(0, rows, P):\n", "    first = -P\n    for turn in nl.dynamic_range((rows + P - 1) // P):\n        first = first + P\n"),
+    (
+        "    for first in range(0, rows, P):\n",
+        "    first = -P\n    for turn in nl.dynamic_range((rows + P - 1) // P):\n        first = first + P\n",
+    ),
 )
