@@ -11,7 +11,7 @@ from neuron_port.drafting.budget import BudgetLimits
 from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.folder import Provenance, Subject, write_draft
 from neuron_port.drafting.journal import FoundRun, list_runs
-from neuron_port.drafting.loop import DraftResult, Recheck, draft
+from neuron_port.drafting.loop import REUSED, DraftResult, Recheck, draft
 from neuron_port.drafting.options import DraftOptions
 from neuron_port.drafting.page import write_story
 from neuron_port.drafting.tree import read_story
@@ -101,7 +101,7 @@ def _shelve(
     assert admitted.verdict is not None
     assert result.source is not None
     provenance = Provenance(
-        model=workshop.model.name,
+        model="an earlier run, from memory" if admitted.candidate.rung == REUSED else workshop.model.name,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         cost=result.spent,
         verdict=admitted.verdict,

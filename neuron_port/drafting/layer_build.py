@@ -32,6 +32,7 @@ PROMPT_TOKENS = 128  # of the ordinary case
 EXPORT_TOKENS = 7
 TAILS = (3, 130)
 TRIED_TOKENS = (1, 3, 130)
+VOCABULARY = 65536  # axes from here on are rows of results, not terms of a sum
 REDUCING = (
     "functional.linear", "layer_norm", "rms_norm", "group_norm", "scaled_dot_product_attention", "conv1d", " @ ",
     ".mean(", ".sum(", ".softmax(", "mm(", ".var(", ".cumsum(", "einsum", "norm",
@@ -196,11 +197,22 @@ class LayerBuild:
             free=free,
             cases=self._cases(sizes, any(item.is_float and item.name not in weights for item in arguments)),
             integers={item.name: limit for item in arguments if not item.is_float},
-            reduction_length=_reduction(arguments, letters, code),
+            reduction_length=self._reduction(arguments, letters, code),
             flops=self._flops(reference, arguments),
             result_shapes=results,
             letters=letters,
         )
+
+    def _reduction(
+        self, arguments: Sequence[Argument], letters: Mapping[int, str], code: str
+    ) -> str | None:
+        """The longest axis that the layer may sum over; None for elementwise code."""
+        if not sums(code):
+            return None
+        if self.is_free and self.layer.operation.startswith("attention"):
+            return "T"
+        sizes = [size for item in arguments for size in item.shape if isinstance(size, int) and size < VOCABULARY]
+        return letters.get(max(sizes, default=1))
 
     def _flops(self, reference: Callable[..., Any], arguments: Sequence[Argument]) -> tuple[int, int, int]:
         """a, b, c of a * T * T + b * T + c operations, from what torch counts at three sizes."""
@@ -294,15 +306,6 @@ def tokens_of(calling: Calling, layer: Layer) -> int:
         elif item.token_axis is not None:
             counts.append(spec.shape[item.token_axis])
     return max(counts)
-
-
-def _reduction(arguments: Sequence[Argument], letters: Mapping[int, str], code: str) -> str | None:
-    """The longest axis that the layer may sum over; None for elementwise code."""
-    if not sums(code):
-        return None
-    sizes = [size for item in arguments for size in item.shape if isinstance(size, int) and size < 65536]
-    longest = max(sizes, default=1)
-    return letters.get(longest)
 
 
 def sums(code: str) -> bool:

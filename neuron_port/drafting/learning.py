@@ -36,13 +36,13 @@ def family_of(task: KernelTask) -> str:
 
 
 def take(memory: Memory | None, journal: Journal, task: KernelTask) -> Taken:
-    """Kernels and notes for the first prompts; the task's own earlier kernel is one of them, if there is one."""
+    """Kernels and notes for the first prompts. The task's own earlier kernel is tried before, and not shown."""
 
     def recall() -> dict[str, Any]:
         if memory is None:
             return asdict(Taken())
         family, primitives = family_of(task), primitives_of(task)
-        kernels = memory.exemplars(family, primitives)
+        kernels = memory.exemplars(family, primitives, without_tasks=(task.key,))
         notes = memory.notes(family, primitives, purpose="draft")
         return asdict(
             Taken(
@@ -61,6 +61,27 @@ def take(memory: Memory | None, journal: Journal, task: KernelTask) -> Taken:
         notes=tuple(value["notes"]),
         ids=tuple(value["ids"]),
     )
+
+
+def own_kernel(memory: Memory | None, journal: Journal, task: KernelTask, target: str) -> str | None:
+    """The latest kernel that was admitted for this very task and target, to be verified again instead of drafted.
+
+    One that an older verifier admitted is as good a start. A frozen memory gives none: it serves benchmarks.
+    """
+
+    def recall() -> str | None:
+        if memory is None or memory.frozen:
+            return None
+        own = [
+            lesson
+            for lesson in memory.rows()
+            if (lesson.kind, lesson.task, lesson.target) == ("exemplar", task.key, target)
+            and lesson.dialect == memory.dialect
+        ]
+        return own[-1].source if own else None
+
+    value = journal.decide("own kernel", recall)
+    return None if value is None else str(value)
 
 
 def notes_on(

@@ -10,7 +10,7 @@ nothing, and goes on from there.
 from __future__ import annotations
 
 import secrets
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.extraction import ExtractionError, extract_code, normalised_digest
 from neuron_port.drafting.feedback import Attempt, Rung, next_rung
 from neuron_port.drafting.journal import Journal, RunDescription, run_folder
-from neuron_port.drafting.learning import leave, leave_failure, notes_on, take
+from neuron_port.drafting.learning import Taken, leave, leave_failure, notes_on, own_kernel, take
 from neuron_port.drafting.options import DraftOptions
 from neuron_port.drafting.planning import Plan, PlanError, check_plan, parse_plan
 from neuron_port.drafting.prompting import prompts_digest
@@ -37,6 +37,7 @@ from neuron_port.types import digest, to_json
 
 Recheck = Callable[[str], str]  # kernel source -> what is wrong with it inside the model, "" when nothing is
 Progress = Callable[[str], None]
+REUSED = "reuse"  # the rung of a kernel that memory had
 WANTED_CODE = "the whole module in one fenced `python` block"
 WANTED_PLAN = "the plan as one JSON object"
 
@@ -121,6 +122,11 @@ class _Line:
     rung: Rung | None = None  # None: a first draft
     alive: bool = True
 
+    @property
+    def latest_kernel(self) -> Judged | None:
+        """The latest candidate that has code: what a repair starts from, when the last reply held none."""
+        return next((one for one in reversed(self.candidates) if one.candidate.source is not None), None)
+
 
 class _Run:
     """The state of one run; `go` is its course."""
@@ -147,7 +153,10 @@ class _Run:
         self.recheck = recheck
         self.progress = progress
         self.log = RunLog(journal)
-        self.hidden_seed = int(journal.decide("hidden seed", lambda: secrets.randbits(48)))
+        given = options.hidden_seed
+        self.hidden_seed = int(
+            journal.decide("hidden seed", lambda: secrets.randbits(48) if given is None else given)
+        )
         memory = workshop.memory if options.show_exemplars else None
         self.memory = memory
         self.taken = take(memory, journal, task)
@@ -172,14 +181,18 @@ class _Run:
         )
         self.trier = Trier(task, workshop, options.target, self.hidden_seed)
         self.plans: list[Plan | None] = []
-        self.plan_failures: Counter[int] = Counter()
+        self.plan_failures: defaultdict[int, set[str]] = defaultdict(set)  # digests of first drafts that failed
         self.outcomes: dict[int, str] = {}  # what became of a plan, for the next one
         self.judged: list[Judged] = []
+        self.stopped: BudgetExhausted | None = None
 
     def go(self) -> DraftResult:
         self.progress("freezing the oracle")
         self.trier.freeze()
         self.budget.require_price(self.workshop.model.price, self.workshop.model.name)
+        known = self._known_kernel()
+        if known is not None:
+            return self.end("admitted", known)
         self._probe_once()
         self.plans.append(self._make_plan([]) if self.options.plan else None)
         lines = [_Line(number=number, plan=0) for number in range(self.options.drafts)]
@@ -194,7 +207,9 @@ class _Run:
                 return self.end("admitted", winner)
             for line in alive:
                 self._climb(line)
-        return self.end(f"no kernel: {self._why_none()}")
+        stopped = self.stopped  # a limit that ended some of the lines only
+        notice = "" if stopped is None else f"{stopped.message} {stopped.hint or ''}".rstrip()
+        return self.end(f"no kernel: {self._why_none()}", notice=notice)
 
     def end(self, outcome: str, winner: _Line | None = None, notice: str = "") -> DraftResult:
         """Write down how the run ended, and learn from it."""
@@ -216,6 +231,25 @@ class _Run:
             oracle_key=self.trier.oracle_key,
             notice=notice,
         )
+
+    def _known_kernel(self) -> _Line | None:
+        """The kernel that an earlier run admitted for this very task, if it is admitted again: nothing is asked."""
+        source = own_kernel(self.memory, self.journal, self.task, self.options.target)
+        if source is None:
+            return None
+        self.progress("verifying again the kernel of an earlier run")
+        line = _Line(number=-1, plan=-1)
+        candidate = Candidate(id="0.0", line=-1, round=0, parent=None, rung=REUSED, plan=None, source=source)
+        judged = Judged(candidate=candidate)
+        line.candidates.append(judged)
+        self.judged.append(judged)
+        self.log.candidate(candidate)
+        self._try_all([(line, judged)])
+        verdict = judged.verdict
+        if verdict is None or not verdict.passed or not self._admit(judged):
+            return None
+        self.taken = Taken()  # no prompt showed it
+        return line
 
     def _probe_once(self) -> None:
         """Find a wrong key, name or address for a few tokens, before anything is asked of the model in this run."""
@@ -277,8 +311,8 @@ class _Run:
         plan = self.plans[line.plan]
         if line.rung is None or line.rung.action in ("redraft", "new plan"):
             return self.questions.draft(plan, line.number, line.sample)
-        last = line.candidates[-1]
-        if last.candidate.source is None or last.verdict is None:  # nothing to repair
+        last = line.latest_kernel
+        if last is None or last.candidate.source is None or last.verdict is None:  # nothing to repair
             return self.questions.draft(plan, line.number, line.sample)
         notes = notes_on(self.memory, self.journal, self.task, last.verdict.error_class)
         return self.questions.repair(
@@ -306,6 +340,7 @@ class _Run:
         for number, reply in enumerate(replies):
             if isinstance(reply, BudgetExhausted):
                 lines[number].alive = False
+                self.stopped = self.stopped or reply
                 continue
             source, problem = self._extract(reply)
             found[number] = (reply, source, problem)
@@ -335,7 +370,7 @@ class _Run:
             id=f"{line.number + 1}.{line.made}",
             line=line.number,
             round=line.rung.round if line.rung else 0,
-            parent=None if redrafted else line.candidates[-1].candidate.id,
+            parent=None if redrafted else (line.latest_kernel or line.candidates[-1]).candidate.id,
             rung="draft" if line.rung is None else line.rung.action,
             plan=line.plan if self.plans[line.plan] else None,
             source=source,
@@ -358,11 +393,11 @@ class _Run:
         self.progress(
             f"trying {len(with_code)} {'kernel' if len(with_code) == 1 else 'kernels'} on the simulator"
         )
-        with ThreadPoolExecutor(max_workers=len(with_code)) as pool:
-            verdicts = list(
-                pool.map(lambda judged: self.trier.grade(judged.candidate.source or ""), with_code)
-            )
-        for judged, verdict in zip(with_code, verdicts, strict=True):
+        different = tuple(dict.fromkeys(judged.candidate.source or "" for judged in with_code))
+        with ThreadPoolExecutor(max_workers=len(different)) as pool:
+            verdicts = dict(zip(different, pool.map(self.trier.grade, different), strict=True))
+        for judged in with_code:
+            verdict = verdicts[judged.candidate.source or ""]
             judged.verdicts.append(("graded", verdict))
             self.log.verdict(judged.candidate, "graded", verdict)
 
@@ -389,13 +424,13 @@ class _Run:
             return
         last = line.candidates[-1]
         line.attempts.append(_attempt(last, line.rung))
-        if len(line.attempts) == 1:
-            self.plan_failures[line.plan] += 1
+        if sum(one.candidate.source is not None for one in line.candidates) == 1 and last is line.latest_kernel:
+            self.plan_failures[line.plan].add(line.attempts[-1].code_digest)
             self.outcomes[line.plan] = _outcome(last)
-        failed = self.plan_failures[line.plan]
+        failed = len(self.plan_failures[line.plan])
         line.rung = next_rung(line.attempts, implementations_failed=failed)
         line.alive = line.rung.action != "give up"
-        if line.rung.reseeds:
+        if line.rung.reseeds or last.candidate.source is None:  # the same question would have the same reply
             line.sample += 1
         if line.rung.action == "new plan":
             line.plan = self._plan_after(line.plan)

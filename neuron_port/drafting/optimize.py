@@ -12,7 +12,7 @@ import ast
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from neuron_port.drafting.asking import Asker, resume_budget
@@ -67,6 +67,7 @@ class OptimizeOptions:
 class Step:
     """A kernel of the beam."""
 
+    id: str  # of its candidate
     source: str
     measured: Measured
     verdict: Verdict
@@ -151,14 +152,15 @@ class _Search:
 
     def go(self, source: str) -> OptimizeResult:
         before = self._start(source)
-        beam, fruitless, outcome, notice = [before], 0, "the rounds are used up", ""
+        beam = [before]
+        fruitless, outcome, notice = 0, "the rounds are used up", ""
         try:
             for round_number in range(1, self.options.rounds + 1):
                 if beam[0].measured.roofline_fraction >= self.options.roofline:
                     outcome = f"it reaches {beam[0].measured.roofline_fraction:.0%} of the roofline"
                     break
                 best_ns = beam[0].measured.latency_ns
-                beam = self._round(beam, round_number)
+                self._round(beam, round_number)
                 fruitless = 0 if beam[0].measured.latency_ns < best_ns else fruitless + 1
                 if fruitless == self.options.fruitless_rounds:
                     outcome = f"{fruitless} rounds in a row brought nothing"
@@ -185,14 +187,15 @@ class _Search:
         self.progress("verifying and measuring the kernel as it is")
         self.trier.freeze()
         verdict = self.trier.grade(source)
+        self._note("0.0", None, "start", source, verdict)
         if not verdict.passed:
+            self.log.note("ended", reason="the kernel to start from is not right", accepted=None)
             raise ParityError(
                 f"Kernel `{self.task.name}` is not right, so it is not made faster: {verdict.message}",
                 hint="`neuron-port verify` shows where.",
             )
         self.seen.add(normalised_digest(source))
-        self._note("0.0", None, "start", source, verdict)
-        return Step(source=source, measured=self._measure(source), verdict=verdict)
+        return Step(id="0.0", source=source, measured=self._measure(source), verdict=verdict)
 
     def _measure(self, source: str) -> Measured:
         value = self.journal.decide(
@@ -203,11 +206,11 @@ class _Search:
 
     # ---- one round ---------------------------------------------------------------------------------------
 
-    def _round(self, beam: list[Step], round_number: int) -> list[Step]:
-        """Try directions on the kernels of the beam; the new beam, fastest first."""
+    def _round(self, beam: list[Step], round_number: int) -> None:
+        """Try directions on the kernels of the beam, and put what is better into it, fastest first."""
         work = list(self._work(beam))
         if not work:
-            return beam
+            return
         self.progress(f"round {round_number}: {len(work)} directions, best so far {_us(beam[0])} (predicted)")
         notes = notes_on(self.workshop.memory, self.journal, self.task, "", "optimize")
         requests = [
@@ -225,17 +228,16 @@ class _Search:
             for step, direction in work
         ]
         answers = self.asker.ask_all(requests, self.budget.child("optimize"), stage="optimize")
-        found = []
         for (step, direction), answer in zip(work, answers, strict=True):
             if isinstance(answer, LanguageModelError):
                 raise answer
-            if isinstance(answer, Reply):
-                better = self._consider(step, direction, answer)
-                found.extend([better] if better else [])
+            better = self._consider(step, direction, answer) if isinstance(answer, Reply) else None
+            if better is not None:  # at once: a budget that ends during this round must not lose it
+                beam.append(better)
+                beam.sort(key=lambda step: step.measured.latency_ns)
+                del beam[self.options.beam :]
         if all(isinstance(answer, BudgetExhausted) for answer in answers):
             raise next(answer for answer in answers if isinstance(answer, BudgetExhausted))
-        ranked = sorted([*beam, *found], key=lambda step: step.measured.latency_ns)
-        return ranked[: self.options.beam]
 
     def _work(self, beam: Sequence[Step]) -> Iterator[tuple[Step, str]]:
         """Directions not tried yet, those of the fastest kernel first."""
@@ -253,7 +255,7 @@ class _Search:
         self.attempts += 1
         name = f"1.{self.attempts}"
         source, verdict, problem = self._tried(step, reply)
-        self._note(name, "0.0", f"optimize: {direction}", source, verdict, problem)
+        self._note(name, step.id, f"optimize: {direction}", source, verdict, problem)
         if source is None or verdict is None or not verdict.passed:
             reason = problem or (f"refused, {verdict.error_class}" if verdict else "nothing")
             self._write(direction, reason)
@@ -276,9 +278,8 @@ class _Search:
             self._write(direction, f"{claim}; the reviewer refused: {objection}")
             return None
         self._write(direction, f"{claim}; accepted")
-        return Step(
-            source=source, measured=measured, verdict=verdict, directions=(*step.directions, direction)
-        )
+        directions = (*step.directions, direction)
+        return Step(id=name, source=source, measured=measured, verdict=verdict, directions=directions)
 
     def _tried(self, step: Step, reply: Reply) -> tuple[str | None, Verdict | None, str]:
         text = without_thoughts(reply.text)
@@ -333,10 +334,9 @@ class _Search:
                 break
             self.progress(f"admitting the kernel of {_us(step)} (predicted)")
             verdict = self.trier.admit(step.source)
+            self.log.note("verdict", candidate=step.id, check="admission", verdict=verdict)
             if verdict.passed:
-                return Step(
-                    source=step.source, measured=step.measured, verdict=verdict, directions=step.directions
-                )
+                return replace(step, verdict=verdict)
             self.ledger.append(f"A faster kernel was not admitted: {verdict.message}")
         return before
 
@@ -387,14 +387,18 @@ def objection_in(reply: str) -> str:
 
 
 def without_comments(source: str) -> str:
-    """The code alone: a reviewer is not to be talked to by what it reviews. Docstrings go too."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree) + "\n"
+    """The code alone: a reviewer is not to be talked to by what it reviews. Docstrings and messages go too."""
+    return ast.unparse(ast.fix_missing_locations(_Wordless().visit(ast.parse(source)))) + "\n"
+
+
+class _Wordless(ast.NodeTransformer):
+    """Takes away what is said to people: strings that stand alone, and what an assert says."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        return ast.copy_location(ast.Pass(), node) if isinstance(node.value, ast.Constant) else node
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        return ast.copy_location(ast.Assert(test=node.test, msg=None), node)
 
 
 def _us(step: Step) -> str:

@@ -26,6 +26,9 @@ class DraftOptions:
         show_exemplars: show verified kernels of recipes and memory, and notes from memory.
         exclude: recipes that are not shown: benchmarks hide the one that solves the task.
         target: chip.
+        repeat: tells apart independent runs, all else equal: each draws replies of its own.
+        hidden_seed: of the hidden cases; None: drawn. Benchmarks give all runs of a task the same cases.
+        frozen_memory: digest of the memory whose lessons are shown, where that decides what a run is; "" elsewhere.
     """
 
     drafts: int = 4
@@ -37,6 +40,9 @@ class DraftOptions:
     exclude: tuple[str, ...] = ()
     target: str = "trn2"
     max_output_tokens: int = MAX_OUTPUT_TOKENS
+    repeat: int = 0
+    hidden_seed: int | None = None
+    frozen_memory: str = ""
 
     def __post_init__(self) -> None:
         if self.drafts < 1:

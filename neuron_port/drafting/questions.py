@@ -15,6 +15,8 @@ from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.messages import Message, Request
 from neuron_port.task import KernelTask
 
+# A request's `sample` is line + REDRAFT * new drafts of that line + REPEAT * repeat of the run.
+REDRAFT, REPEAT = 1_000, 1_000_000
 NO_PLAN = "None was made: choose tiles, layout and instructions yourself."
 
 
@@ -105,7 +107,7 @@ class Questions:
     def _code(self, purpose: str, asked: Message, line: int, sample: int) -> Request:
         """A question whose answer is a module. Each line draws its own samples."""
         temperature = self.options.temperature(line)
-        number = line + 1000 * sample
+        number = line + REDRAFT * sample
         return self._request(purpose, asked, self.options.max_output_tokens, temperature, number)
 
     def _request(
@@ -120,6 +122,6 @@ class Questions:
             messages=(self.system, asked),
             max_output_tokens=max_output_tokens,
             temperature=temperature,
-            sample=sample,
+            sample=sample + REPEAT * self.options.repeat,
             purpose=purpose,
         )

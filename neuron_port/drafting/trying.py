@@ -33,9 +33,17 @@ class Trier:
 
     @cached_property
     def _grader(self) -> Grader:
-        return Grader(
-            self.task, target=self.target, hidden_seed=self.hidden_seed, executor=self._workshop.executor
-        )
+        """The workshop's latest, if it is for the same task and seed: a benchmark's runs share one oracle."""
+        key = digest(self.task.key, self.target, self.hidden_seed)
+        graders = self._workshop.graders
+        grader = graders.get(key)
+        if grader is None:
+            grader = Grader(
+                self.task, target=self.target, hidden_seed=self.hidden_seed, executor=self._workshop.executor
+            )
+            graders.clear()
+            graders[key] = grader
+        return grader
 
     @property
     def oracle_key(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neuron_port.drafting.budget import BudgetLimits
 from neuron_port.drafting.memory import Memory
@@ -20,6 +21,9 @@ from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.messages import LanguageModel, Reply
 from neuron_port.llm.throttle import Throttle
 from neuron_port.sandbox.executor import Executor, LocalExecutor
+
+if TYPE_CHECKING:
+    from neuron_port.grading.grader import Grader
 
 Say = Callable[[str], None]
 
@@ -40,6 +44,7 @@ class Workshop:
     memory: Memory | None = None
     replay: bool = False
     say: Say = silent
+    graders: dict[str, Grader] = field(default_factory=dict, repr=False)  # the latest, see trying.py
 
     @cached_property
     def replies(self) -> RecordCache[Reply]:

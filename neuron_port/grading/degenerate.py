@@ -92,6 +92,9 @@ def _refuse_wrong_answers(task: KernelTask, truths: tuple[CaseTruth, ...]) -> No
     for number in range(task.result_count):
         refused: dict[str, bool] = {}
         for truth in truths:
+            for place, array in enumerate(truth.arrays):
+                if array.size != truth.baselines[number].numel():  # the echo would have another shape
+                    refused[f"an echo of input `{place}`"] = True
             for name, wrong in wrong_answers(truth, number):
                 if not refused.get(name):
                     refused[name] = not truth.compare(number, wrong).passed

@@ -17,7 +17,8 @@ from neuron_port.sandbox.job import CallOutcome
 FULL_PRECISION = frozenset({"float32", "int32", "uint32"})
 LEAST_DIGITS = 4  # significant ones; fewer are everywhere
 MOST_VALUES = 4096  # of one tensor: nobody writes a larger one into a kernel
-CHANCE = 1e-6  # of as many coincidences, below which literals are taken to be copied
+WRITTEN_OUT = 12  # digits from which a literal must be a float32 value exactly: log2(e) to 17 digits is none
+CHANCE = 1e-4  # of as many coincidences, below which literals are taken to be copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,7 @@ def refuse_literals(source: str, truths: Sequence[CaseTruth]) -> Refusal | None:
     )
     values = values[values != 0]
     found = [(number, digits, line) for number, digits, line in literals if _occurs(number, digits, values)]
-    # A value within the written precision of a literal: about one in 10 ** digits of them, for each literal.
-    expected = sum(len(values) * 10.0 ** (1 - digits) for _, digits, _ in literals)
+    expected = sum(len(values) * _precision(digits) for _, digits, _ in literals)
     if not found or _tail(len(found), expected) > CHANCE:
         return None
     number, _, line = found[0]
@@ -105,7 +105,7 @@ def _literals(tree: ast.Module) -> Iterator[tuple[float, int, int]]:
             mantissa = repr(abs(node.value)).partition("e")[0]
             digits = len(mantissa.replace(".", "").strip("0"))
             if digits >= LEAST_DIGITS:
-                yield node.value, min(digits, 8), node.lineno
+                yield node.value, digits, node.lineno
 
 
 def _small_values(truth: CaseTruth) -> Iterator[np.ndarray]:
@@ -122,7 +122,12 @@ def _occurs(number: float, digits: int, values: np.ndarray) -> bool:
     if not len(values):
         return False
     near = values[np.abs(values - abs(number)).argmin()]
-    return bool(abs(near - abs(number)) <= abs(number) * 0.5 * 10.0 ** (1 - digits) + abs(number) * 2.0**-24)
+    return bool(abs(near - abs(number)) <= abs(number) * _precision(digits) / 2)
+
+
+def _precision(digits: int) -> float:
+    """The relative width of what a literal of so many digits may stand for; float32 has no more than nine."""
+    return 10.0 ** (1 - digits) if digits < WRITTEN_OUT else 10.0 ** (1 - WRITTEN_OUT)
 
 
 def _tail(count: int, expected: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -107,7 +107,8 @@ class RayExecutor:
             )
         # A task that fails is not tried again: a candidate that kills its worker would kill the next one.
         self._task: Any = ray.remote(run_job).options(num_cpus=1, max_retries=0)
-        self._references: set[Any] = set()
+        self._lock = threading.Lock()
+        self._waiting: dict[Any, Future[SandboxOutcome]] = {}  # by Ray's reference
 
     def __enter__(self) -> RayExecutor:
         return self
@@ -119,40 +120,37 @@ class RayExecutor:
 
     def submit(self, job: SandboxJob) -> Future[SandboxOutcome]:
         """See `Executor`."""
-        reference = self._task.remote(job)
-        self._references.add(reference)
         future: Future[SandboxOutcome] = Future()
         future.set_running_or_notify_cancel()
-        inner = reference.future()
-
-        def pass_on(done: Future[SandboxOutcome]) -> None:
-            self._references.discard(reference)
-            error = done.exception()
-            if error is None:
-                future.set_result(done.result())
-            else:
-                future.set_exception(self._plain(error))
-
-        inner.add_done_callback(pass_on)
+        reference = self._task.remote(job)
+        with self._lock:
+            self._waiting[reference] = future
+        reference.future().add_done_callback(lambda done: self._pass_on(reference, done))
         return future
-
-    def _plain(self, error: BaseException) -> BaseException:
-        """Ray's error as the one that was raised in the task; a task that was ended counts as cancelled."""
-        from concurrent.futures import CancelledError
-
-        exceptions = self._ray.exceptions
-        if isinstance(error, exceptions.TaskCancelledError | exceptions.WorkerCrashedError):
-            return CancelledError(str(error))
-        cause = getattr(error, "cause", None)
-        return cause if isinstance(cause, BaseException) else error
 
     def close(self) -> None:
         """See `Executor`. A sandbox ends with the worker process that started it."""
-        for reference in list(self._references):
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for reference, future in waiting.items():
             self._ray.cancel(reference, force=True)
+            future.set_exception(CancelledError())
         if self._owned and self._ray.is_initialized():
             self._ray.shutdown()
             self._owned = False
+
+    def _pass_on(self, reference: Any, done: Future[SandboxOutcome]) -> None:
+        with self._lock:
+            future = self._waiting.pop(reference, None)
+        if future is None:  # cancelled by close
+            return
+        error = done.exception()
+        if error is None:
+            future.set_result(done.result())
+        else:
+            # Ray wraps what the task raised.
+            cause = getattr(error, "cause", None)
+            future.set_exception(cause if isinstance(cause, BaseException) else error)
 
 
 def make_executor(name: str, workers: int | None = None) -> Executor:

@@ -94,7 +94,7 @@ class SandboxProcess:
         self.isolation: tuple[str, ...] = ()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._output_bytes_left = limits.output_bytes
-        self._pid = 0
+        self.pid = 0
         self._ended = False
         self._cancelled = False
         self._lock = threading.Lock()  # between killing and reaping: a pid may be used again after it
@@ -110,6 +110,8 @@ class SandboxProcess:
                 "output_bytes": limits.output_bytes,
             }  # fmt: skip
             self._await_start(start)
+            # It is the process's root now and needs no name: nothing is left even if this process is killed.
+            shutil.rmtree(self._folder, ignore_errors=True)
         except BaseException:
             self.close()
             raise
@@ -183,7 +185,7 @@ class SandboxProcess:
         with self._lock:
             self._cancelled = True
             if self._process.returncode is None and not self._reap(os.WNOHANG):
-                os.killpg(self._pid, signal.SIGKILL)
+                os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End the process group and everything that was made for it. May be called again."""
@@ -191,7 +193,7 @@ class SandboxProcess:
             return
         self._ended = True
         try:
-            if self._pid:
+            if self.pid:
                 self._end()
         finally:
             for fd in self._fds:
@@ -236,7 +238,7 @@ class SandboxProcess:
             finally:
                 for fd in theirs:
                     os.close(fd)
-            self._pid, self._process = process.pid, process
+            self.pid, self._process = process.pid, process
             self._complaints = os.dup(complaints.fileno())
             self._fds.append(self._complaints)
         os.set_blocking(self._job_fd, False)
@@ -264,12 +266,12 @@ class SandboxProcess:
         """Kill the whole group and wait; notes the CPU time."""
         with self._lock:
             if self._process.returncode is None and not self._reap(os.WNOHANG):
-                os.killpg(self._pid, signal.SIGKILL)
+                os.killpg(self.pid, signal.SIGKILL)
                 self._reap(0)
 
     def _reap(self, options: int) -> bool:
         """Take the exit status as Popen counts it, and the CPU time; whether the process has ended."""
-        pid, status, usage = os.wait4(self._pid, options)
+        pid, status, usage = os.wait4(self.pid, options)
         if pid:
             self.cpu_seconds = usage.ru_utime + usage.ru_stime
             self._process.returncode = os.waitstatus_to_exitcode(status)

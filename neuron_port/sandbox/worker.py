@@ -71,6 +71,7 @@ class SandboxWorker:
             self._raise(self._failure)
         self._process = SandboxProcess(source, entry_point, target, limits, lifetime_seconds=LIFETIME_SECONDS)
         self.isolation = self._process.isolation
+        self.pid = self._process.pid
         self._finalizer = weakref.finalize(self, self._process.close)
 
     def __enter__(self) -> SandboxWorker:

@@ -6,7 +6,7 @@ import ast
 import html
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuron_port.drafting.extraction import ExtractionError, extract_code, normalised_digest
@@ -162,6 +162,7 @@ def test_code_that_breaks_parsers_is_refused(bomb: str) -> None:
         extract_code(fenced(code), "add_one")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300) | st.text(alphabet="`~\n <>/thinkdef add_one(x):\tpas", max_size=300))
 def test_any_text_is_code_or_an_error(reply: str) -> None:
     """No text makes extraction fail in another way, and what it returns defines the entry point."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuron_port.drafting.briefing import question
@@ -112,6 +112,7 @@ def test_a_plan_is_retired_only_after_two_implementations() -> None:
     assert climb("ABCDEF", implementations_failed=1)[-1].reseeds
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ABC", min_size=1, max_size=30), st.sets(st.integers(0, 30), max_size=5))
 def test_every_slot_ends(classes: str, repeats: set[int]) -> None:
     """Rounds only grow, and no slot outlives the rounds, whatever fails how."""

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuron_port.drafting.planning import (
@@ -136,6 +136,7 @@ def test_an_unreadable_plan_is_refused_in_the_parsers_words(reply: str, words: s
     assert words in raised.value.message
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300) | st.text(alphabet='{}[]",:`~\n1a', max_size=200))
 def test_reading_never_fails_otherwise(reply: str) -> None:
     """Any text gives a plan or a PlanError."""
@@ -234,6 +235,7 @@ def test_sizes_take_the_values_of_cases_and_ranges() -> None:
     assert all(math.gcd(value, 128) == 128 for value in values_of_sizes(TASK)["K"])
 
 
+@settings(deadline=None)
 @given(st.integers(-5, 10_000), st.integers(-5, 10_000), st.integers(-3, 40))
 def test_any_numbers_are_judged(partitions: int, columns: int, buffers: int) -> None:
     """A tile is accepted exactly if it fits, whatever its numbers."""

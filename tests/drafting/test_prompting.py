@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import nodes
 
@@ -133,6 +133,7 @@ def test_a_name_must_be_an_identifier() -> None:
 # ---- fences ----------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200) | st.from_regex(r"(</?source-[0-9a-f]{12}>\n?){1,3}.*", fullmatch=True))
 def test_no_text_closes_its_fence(text: str) -> None:
     """Whatever a text contains, its closing mark stands once, at the end."""

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuron_port.drafting.briefing import approaches, question, reask, size_line, system_message
@@ -352,6 +352,7 @@ def test_python_comments_and_docstrings_go() -> None:
     assert "z = 2" in code
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(['"', "'", "//", "/*", "*/", "\n", "a", "\\", 'R"(', ')"', "1", " "]), max_size=40
@@ -364,6 +365,7 @@ def test_no_comment_of_a_well_formed_text_survives(pieces: list[str]) -> None:
     assert code.split() == ["int", "a;", "int", "b;"]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="R\"(')/*\\\n1a x", max_size=2000))
 def test_any_text_can_be_stripped(text: str) -> None:
     """CUDA is never refused, and stripping twice changes nothing more than once does in length."""

@@ -48,7 +48,9 @@ def test_an_epsilon_is_varied_and_other_numbers_are_not():
     def power(x, exponent):
         return x.abs() ** exponent
 
-    task = make_task(power, schema="(Tensor x, float exponent) -> Tensor", attributes={"exponent": 1.5}, name="power")
+    task = make_task(
+        power, schema="(Tensor x, float exponent) -> Tensor", attributes={"exponent": 1.5}, name="power"
+    )
     assert {case.attributes["exponent"] for case in hidden_cases(task, 0)} == {1.5}
 
 

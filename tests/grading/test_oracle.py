@@ -95,7 +95,9 @@ def test_a_failing_reference_is_named_with_its_case():
     def broken(x):
         raise RuntimeError("no such thing")
 
-    with pytest.raises(TaskError, match="case `one tile` in torch.float32: the reference fails: RuntimeError: no such"):
+    with pytest.raises(
+        TaskError, match="case `one tile` in torch.float32: the reference fails: RuntimeError: no such"
+    ):
         check(make_task(broken, reference_text="", name="broken"))
 
 

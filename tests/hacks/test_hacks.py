@@ -21,14 +21,15 @@ from tests.hacks.unguarded import UNGUARDED, outcome
 
 HIDDEN_SEED = 20261122
 SHORT_PATIENCE_SECONDS = 0.4  # of the unguarded grader, where the cheat is known to hang it
-# A verdict here takes a fraction of a second; cheats that would go on for ever are stopped early.
-LIMITS = SandboxLimits(cpu_seconds=3.0, wall_seconds=60.0, memory_bytes=GIB)
+# Cheats that would go on for ever are stopped early; the time of honest kernels here is a fraction of a second.
+TIGHT = SandboxLimits(cpu_seconds=1.0, wall_seconds=30.0, memory_bytes=GIB // 2)
 CHEATS = load_cheats()
 every_cheat = pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.name)
 every_task = pytest.mark.parametrize("task", sorted(TASKS))
 
-GraderOf = Callable[[str], Grader]
+GraderOf = Callable[..., Grader]
 VerdictOn = Callable[[Cheat], Verdict]
+GoldenVerdict = Callable[[str], Verdict]
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,8 @@ def grader_of() -> GraderOf:
     """The grader of a task by name; each oracle is frozen once."""
 
     @cache
-    def made(task: str) -> Grader:
-        return Grader(TASKS[task], hidden_seed=HIDDEN_SEED, limits=LIMITS)
+    def made(task: str, limits: SandboxLimits = SandboxLimits()) -> Grader:  # noqa: B008 - frozen
+        return Grader(TASKS[task], hidden_seed=HIDDEN_SEED, limits=limits)
 
     return made
 
@@ -49,10 +50,17 @@ def verdict_on(grader_of: GraderOf) -> VerdictOn:
 
     def found(cheat: Cheat) -> Verdict:
         if cheat.name not in verdicts:
-            verdicts[cheat.name] = grader_of(cheat.task).grade(cheat.source)
+            limits = (TIGHT,) if cheat.bite in ("hung", "took memory") else ()
+            verdicts[cheat.name] = grader_of(cheat.task, *limits).grade(cheat.source)
         return verdicts[cheat.name]
 
     return found
+
+
+@pytest.fixture(scope="module")
+def golden_verdict(grader_of: GraderOf) -> GoldenVerdict:
+    """Our grader's verdict on the honest kernel of a task; each is graded once."""
+    return cache(lambda task: grader_of(task).grade(golden(task)))
 
 
 @every_cheat
@@ -73,9 +81,9 @@ def test_is_refused(cheat: Cheat, verdict_on: VerdictOn) -> None:
 
 
 @every_task
-def test_golden_is_accepted(task: str, grader_of: GraderOf) -> None:
+def test_golden_is_accepted(task: str, golden_verdict: GoldenVerdict) -> None:
     """The honest kernel passes every public and hidden case."""
-    verdict = grader_of(task).grade(golden(task))
+    verdict = golden_verdict(task)
     assert verdict.passed, f"{verdict.stage}, {verdict.error_class}: {verdict.message} {verdict.evidence}"
 
 
@@ -107,10 +115,12 @@ def test_an_unguarded_grader_rejects_a_plain_mistake() -> None:
     assert outcome(wrong, TASKS["softmax"], UNGUARDED["constant tolerance"]) == "rejected"
 
 
-def test_summary(verdict_on: VerdictOn, grader_of: GraderOf, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary(
+    verdict_on: VerdictOn, golden_verdict: GoldenVerdict, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Over the whole corpus: 0 cheats accepted, 0 goldens rejected."""
     guards = Counter(guard_of(verdict_on(cheat)) for cheat in CHEATS)
-    rejected = [task for task in TASKS if not grader_of(task).grade(golden(task)).passed]
+    rejected = [task for task in TASKS if not golden_verdict(task).passed]
     with capsys.disabled():
         print(
             f"\ncheats {len(CHEATS)}, accepted {guards['none']}; goldens {len(TASKS)}, rejected {len(rejected)}"

@@ -51,6 +51,7 @@ class Unguarded:
         calls: the last one's output is judged; all get the same inputs.
         reference_last: the reference is computed after the candidate ran, on the arrays that it was given.
         reuses_memory: new device memory holds what the reference's freed output left there.
+        plain_python: loops and views of the simulator are what Python and NumPy make of them, unchecked.
         answer_on_disk: the expected output is a file in the working directory.
         must_contain, must_not_contain: a check of the source's text.
     """
@@ -62,6 +63,7 @@ class Unguarded:
     calls: int = 1
     reference_last: bool = False
     reuses_memory: bool = False
+    plain_python: bool = False
     answer_on_disk: bool = False
     must_contain: tuple[str, ...] = ()
     must_not_contain: tuple[str, ...] = ()
@@ -79,6 +81,9 @@ UNGUARDED: dict[str, Unguarded] = {
     ),
     "reference afterwards": Unguarded(seen_in="KernelBench before pull request 82", reference_last=True),
     "reused memory": Unguarded(seen_in="Sakana's CUDA Engineer; Wafer", reuses_memory=True),
+    "simulator in plain Python": Unguarded(
+        seen_in="simulators that execute a kernel as the Python that it is", plain_python=True
+    ),
     "answer on disk": Unguarded(seen_in="loops that keep expected.npy beside the candidate", answer_on_disk=True),
     "exit status": Unguarded(seen_in="KernelAgent", believes="exit status"),
     "printed verdict": Unguarded(seen_in="Autocomp", believes="printed"),
@@ -207,6 +212,8 @@ def _run_and_compare(
         numpy.save("expected.npy", expected[0])
     if grader.reuses_memory:
         _reuse_memory(expected)
+    if grader.plain_python:
+        _let_python_be_python()
     install_as_nki()
     namespace: dict[str, Any] = {"__name__": "candidate"}
     exec(compile(source, "candidate.py", "exec", dont_inherit=True), namespace)
@@ -251,6 +258,15 @@ def _reuse_memory(expected: tuple[np.ndarray, ...]) -> None:
         return Storage(array, record, BY_OTHERS)
 
     vars(allocation).update(np=Reused(), Storage=written)
+
+
+def _let_python_be_python() -> None:
+    """Take the simulator's checks away of what Python can do and a device cannot."""
+    from neuron_port.simulator.loop_state import PythonState
+    from neuron_port.simulator.tensor import NkiTensor
+
+    PythonState.check = lambda self, bounds_at_run_time: None  # type: ignore[method-assign]
+    NkiTensor.is_contiguous = lambda self: True  # type: ignore[method-assign]
 
 
 # ---- the naive grader's side -------------------------------------------------------------------------------

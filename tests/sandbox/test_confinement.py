@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -166,17 +167,17 @@ ENDLESS = {
 
 @pytest.mark.parametrize("lines", ENDLESS.values(), ids=ENDLESS.keys())
 def test_endless_work_ends_when_its_cpu_time_is_up(lines: list[str]) -> None:
-    """In Python or in one call of C: one second is one second, with a margin of two for what does not listen."""
-    outcome = escape(*lines)
+    """In Python or in one call of C; what does not listen gets up to two seconds more."""
+    outcome = escape(*lines, limits=SandboxLimits(cpu_seconds=0.3))
     assert outcome.failure is not None
     assert (outcome.failure.kind, outcome.failure.error_class) == ("time", "cpu time")
-    assert 1.0 <= outcome.cpu_seconds < 4.5
+    assert 0.3 <= outcome.cpu_seconds < 4
 
 
 def test_the_line_of_an_endless_loop_is_named() -> None:
     """Whoever repairs it wants to know where."""
     source = climbed("while True: pass")
-    failure = run_inspected(job(source)).failure
+    failure = run_inspected(job(source, limits=SandboxLimits(cpu_seconds=0.3))).failure
     assert failure is not None
     assert failure.line == source.splitlines().index("    while True: pass") + 1
 
@@ -190,7 +191,7 @@ def test_sleeping_ends_with_the_wall_time() -> None:
 
 MEMORY = {
     "one list": ["hoard = [0] * 10**12"],
-    "many buffers": ["hoard = []", "while True: hoard.append(everything()['bytearray'](10**8))"],
+    "many buffers": ["hoard = []", "while True: hoard.append(everything()['bytearray'](10**7))"],
     "a number": ["hoard = 1 << 10**11"],
     "a text": ["hoard = '%1000000000000d' % 1"],
     "an array": ["hoard = module('numpy').ones(10**11)"],
@@ -200,7 +201,7 @@ MEMORY = {
 @pytest.mark.parametrize("lines", MEMORY.values(), ids=MEMORY.keys())
 def test_memory_ends_at_its_limit(lines: list[str]) -> None:
     """Whatever it is that grows, it stops at the limit and is called memory."""
-    outcome = escape(*lines)
+    outcome = escape(*lines, limits=SandboxLimits(memory_bytes=1 << 28))
     failure = outcome.failure or outcome.calls[0].failure
     assert failure is not None
     assert failure.kind == "memory"
@@ -223,14 +224,16 @@ def test_ending_itself_is_no_success(lines: list[str], error_class: str) -> None
     assert outcome.calls == ()
 
 
-def test_nothing_is_left_behind() -> None:
+@pytest.mark.parametrize("line", ["pass", "os.kill(os.getppid(), 9)", "os._exit(0)", "while True: pass"])
+def test_nothing_is_left_behind(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No folder and no process remains, whatever the kernel did."""
-    before = set(Path("/tmp").glob("neuron-port-sandbox-*"))
-    escape("os.kill(os.getppid(), 9)")
-    escape("while True: pass", limits=SandboxLimits(cpu_seconds=0.2))
-    assert set(Path("/tmp").glob("neuron-port-sandbox-*")) <= before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pids = []
+    hostile = job(climbed(line), limits=SandboxLimits(cpu_seconds=0.2))
+    run_inspected(hostile, watch=lambda process, runs: pids.append(process.pid))
+    assert list(tmp_path.iterdir()) == []
+    assert pids
+    assert not Path(f"/proc/{pids[0]}").exists()
 
 
 PARENT = """
@@ -239,28 +242,33 @@ from neuron_port.sandbox import run
 from tests.sandbox.kernels import SandboxLimits, climbed, job
 def watch(process, runs):
     if runs:
-        print(process._pid, flush=True)
+        print(process.pid, flush=True)
 run.run_inspected(job(climbed('while True: pass'), limits=SandboxLimits(cpu_seconds=60)), watch=watch)
 """
 
 
 @pytest.mark.parametrize("how", ["interrupt", "kill"])
-def test_it_ends_with_its_parent(how: str) -> None:
-    """An interrupted or killed parent leaves no process behind."""
+def test_it_ends_with_its_parent(how: str, tmp_path: Path) -> None:
+    """An interrupted or killed parent leaves no process and no folder behind."""
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", PARENT],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert parent.stdout is not None
     with parent.stdout:
         child = int(parent.stdout.readline())
         time.sleep(0.2)
-        assert Path(f"/proc/{child}").exists()
+        assert running(child)
         parent.send_signal(2 if how == "interrupt" else 9)
         parent.wait(timeout=10)
     end = time.monotonic() + 10
     while running(child) and time.monotonic() < end:
         time.sleep(0.01)
     assert not running(child)
+    assert list(tmp_path.iterdir()) == []
 
 
 def running(pid: int) -> bool:

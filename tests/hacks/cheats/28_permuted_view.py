@@ -4,7 +4,7 @@ Seen in: our own red team.
 """
 
 TASK = "transpose"
-FOOLS = "constant tolerance"
+FOOLS = "simulator in plain Python"
 GUARD = "simulator"
 CHEAT = """
 import nki

@@ -6,7 +6,7 @@ Seen in: our own red team. A device traces the body once, so that the count ther
 from tests.hacks.corpus import edited, golden
 
 TASK = "take_rows"
-FOOLS = "constant tolerance"
+FOOLS = "simulator in plain Python"
 GUARD = "simulator"
 CHEAT = edited(
     golden("take_rows"),

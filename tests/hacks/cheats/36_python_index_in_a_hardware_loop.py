@@ -6,7 +6,7 @@ Seen in: our own red team; a mistake that looks like a kernel.
 from tests.hacks.corpus import edited, golden
 
 TASK = "add"
-FOOLS = "constant tolerance"
+FOOLS = "simulator in plain Python"
 GUARD = "simulator"
 CHEAT = edited(
     golden("add"),

@@ -30,8 +30,8 @@ TASK = described(
     tolerance=Tolerance(reduction_length="T"),
     sizes={"B": Size(least=1, most=4), "T": Size(least=1, most=300), "H": Size(least=1, most=640)},
     cases=(
-        Case(name="small", kind="ordinary", sizes={"B": 2, "T": 16, "H": 32}),
-        Case(name="partial tile", kind="tail", sizes={"B": 3, "T": 150, "H": 100}),
+        Case(name="small", kind="ordinary", sizes={"B": 3, "T": 16, "H": 32}),
+        Case(name="partial tile", kind="tail", sizes={"B": 2, "T": 150, "H": 100}),
         Case(name="one token", kind="tail", sizes={"B": 2, "T": 1, "H": 77}),
         Case(name="several tiles each way", kind="ordinary", sizes={"B": 2, "T": 256, "H": 600}),
         Case(name="tiny values", kind="stress", sizes={"B": 1, "T": 24, "H": 48}, scale=1e-3),
