@@ -24,40 +24,46 @@ def pass_at(k: int, samples: int, passed: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """What one arm did on one task."""
+    """What one arm did on one task, in one of its repeats.
+
+    Costs are those of all replies that the run used, whoever paid for them: what it takes from empty caches.
+    """
 
     task: str
     arm: str
     samples: int  # independent first drafts that were graded
     samples_passed: int  # of them, right on public and hidden cases
-    public_only: int  # of them, right on the public cases and wrong on hidden ones
+    public_only: int  # of them, right on the public cases and refused on hidden ones
     admitted: bool  # whether the arm as a whole ended with an admitted kernel
     candidates: int
     repair_rounds: int  # of the admitted kernel's line; of the longest line when there is none
     calls: int
     tokens: int
     cost_usd: float | None
-    seconds: float
-    error_classes: Counter[str]
+    seconds: float  # of the model's replies, summed
+    error_classes: Counter[str]  # of refused candidates
     stop_reason: str
+    repeat: int = 0
+    run: str = ""  # `neuron-port explain RUN` shows its candidates
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSummary:
-    """One arm over all tasks. Medians are over admitted kernels; None where there is none, or no price."""
+    """One arm over all tasks and repeats. Medians are over admitted kernels; None where there is none, or no price."""
 
     arm: str
     tasks: int
-    admitted: int
+    runs: int
+    admitted: int  # of runs
     pass_at: dict[int, float]
-    hidden_failures: (
-        float | None
-    )  # of first drafts that pass the public cases, the part that fails hidden ones
+    hidden_failures: float | None  # of first drafts that pass the public cases, the part refused on hidden ones
     median_repair_rounds: float | None
     median_tokens: float | None
     ninetieth_tokens: float | None
+    tokens_per_kernel: float | None  # of all runs, failed ones too, for each admitted kernel
     median_cost_usd: float | None
     ninetieth_cost_usd: float | None
+    cost_per_kernel_usd: float | None
     error_classes: Counter[str]
 
 
@@ -66,10 +72,12 @@ def summarize(arm: str, results: Sequence[TaskResult], ks: Iterable[int] = (1, 4
     admitted = [result for result in results if result.admitted]
     public = sum(result.public_only + result.samples_passed for result in results)
     costs = [result.cost_usd for result in admitted if result.cost_usd is not None]
+    all_costs = [result.cost_usd for result in results if result.cost_usd is not None]
     tokens = [float(result.tokens) for result in admitted]
     return ArmSummary(
         arm=arm,
-        tasks=len(results),
+        tasks=len({result.task for result in results}),
+        runs=len(results),
         admitted=len(admitted),
         pass_at={
             k: statistics.fmean(pass_at(k, result.samples, result.samples_passed) for result in results)
@@ -80,8 +88,12 @@ def summarize(arm: str, results: Sequence[TaskResult], ks: Iterable[int] = (1, 4
         median_repair_rounds=_median([float(result.repair_rounds) for result in admitted]),
         median_tokens=_median(tokens),
         ninetieth_tokens=_ninetieth(tokens),
+        tokens_per_kernel=sum(result.tokens for result in results) / len(admitted) if admitted else None,
         median_cost_usd=_median(costs),
         ninetieth_cost_usd=_ninetieth(costs),
+        cost_per_kernel_usd=(
+            sum(all_costs) / len(admitted) if admitted and len(all_costs) == len(results) else None
+        ),
         error_classes=sum((result.error_classes for result in results), Counter()),
     )
 

@@ -13,7 +13,18 @@ import warnings
 import click
 
 import neuron_port
-from neuron_port.cli import convert, draft, explain, lint, optimize, profile, recipes, simulate, verify
+from neuron_port.cli import (
+    convert,
+    draft,
+    explain,
+    lint,
+    memory,
+    optimize,
+    profile,
+    recipes,
+    simulate,
+    verify,
+)
 from neuron_port.errors import NeuronPortError
 
 INTERRUPTED = 130
@@ -76,14 +87,15 @@ def commands() -> None:
     \b
     Models:          convert, plan
     Kernels:         simulate, profile, lint, verify
-    Language model:  draft, optimize, explain
+    Language model:  draft, optimize, explain, memory
     Recipes:         recipes
     """
 
 
 COMMANDS = (
     convert.convert, convert.plan, simulate.simulate, profile.profile, lint.lint, verify.verify, draft.draft,
-    optimize.optimize, explain.explain, recipes.recipes,
+    optimize.optimize, explain.explain, memory.memory,
+    recipes.recipes,
 )  # fmt: skip
 for command in COMMANDS:
     commands.add_command(command)

@@ -6,18 +6,21 @@ What was taken is decided once and kept in the journal, so that a resumed run as
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from neuron_port.drafting.candidates import Judged
-from neuron_port.drafting.dialect import primitives_of
 from neuron_port.drafting.feedback import called_instructions
 from neuron_port.drafting.journal import Journal
 from neuron_port.drafting.memory import Exemplar, Fix, Memory, Purpose
+from neuron_port.drafting.primitives import primitives_in, primitives_of
 from neuron_port.drafting.questions import ShownKernel
+from neuron_port.registry import Registry
 from neuron_port.task import KernelTask
 
+RECIPE_CHARACTERS = 9_000  # of a recipe's kernel, to be shown whole
 DIFF_LINES = 12  # of a correction: what is longer is a rewrite, and teaches nothing in particular
 
 
@@ -35,12 +38,32 @@ def family_of(task: KernelTask) -> str:
     return ", ".join(primitives_of(task))
 
 
-def take(memory: Memory | None, journal: Journal, task: KernelTask) -> Taken:
-    """Kernels and notes for the first prompts. The task's own earlier kernel is tried before, and not shown."""
+def nearest_recipe(task: KernelTask, exclude: Collection[str]) -> ShownKernel | None:
+    """The recipe whose kernel shares most of the task's primitives, if any does, and is not too long to show whole."""
+    wanted = set(primitives_of(task))
+    best: tuple[float, ShownKernel] | None = None
+    for name, found in Registry().items():
+        own, text = set(primitives_in(found.source_text("reference.py"))), found.kernel.source
+        shared = len(wanted & own) / len(wanted | own) if wanted | own else 0.0
+        if not shared or name in exclude or name == task.name or len(text) > RECIPE_CHARACTERS:
+            continue
+        if best is None or shared > best[0]:
+            title = f"{found.recipe.summary} Entry point `{name}`, schema `{found.recipe.schema}`"
+            best = (shared, ShownKernel(title=title, text=text))
+    return best[1] if best else None
+
+
+def take(memory: Memory | None, journal: Journal, task: KernelTask, exclude: Collection[str] = ()) -> Taken:
+    """Kernels and notes for the first prompts: from memory, or, while it has none, from the nearest recipe.
+
+    The task's own earlier kernel is tried before, and not shown.
+    """
 
     def recall() -> dict[str, Any]:
+        near = nearest_recipe(task, exclude)
+        shown = (near,) if near else ()
         if memory is None:
-            return asdict(Taken())
+            return asdict(Taken(kernels=shown))
         family, primitives = family_of(task), primitives_of(task)
         kernels = memory.exemplars(family, primitives, without_tasks=(task.key,))
         notes = memory.notes(family, primitives, purpose="draft")
@@ -49,7 +72,8 @@ def take(memory: Memory | None, journal: Journal, task: KernelTask) -> Taken:
                 kernels=tuple(
                     ShownKernel(title=f"{lesson.note} (verified on the simulator)", text=lesson.source)
                     for lesson in kernels
-                ),
+                )
+                or shown,
                 notes=tuple(lesson.line for lesson in notes),
                 ids=tuple(lesson.id for lesson in (*kernels, *notes)),
             )
@@ -119,7 +143,7 @@ def leave(
         "verdict": verdict,
     }
     memory.remember(Exemplar(**about, target=target, source=source, summary=task.summary))
-    for before, after in zip(line, line[1:], strict=False):
+    for before, after in pairwise(line):
         change = _correction(before, after)
         if change is not None and before.verdict is not None:
             note = f"{before.verdict.message} {before.verdict.hint}".strip()

@@ -159,7 +159,7 @@ class _Run:
         )
         memory = workshop.memory if options.show_exemplars else None
         self.memory = memory
-        self.taken = take(memory, journal, task)
+        self.taken = take(memory, journal, task, options.exclude) if options.show_exemplars else Taken()
         self.questions = Questions(
             task=task, options=options, exemplars=self.taken.kernels, notes=self.taken.notes
         )
@@ -181,7 +181,7 @@ class _Run:
         )
         self.trier = Trier(task, workshop, options.target, self.hidden_seed)
         self.plans: list[Plan | None] = []
-        self.plan_failures: defaultdict[int, set[str]] = defaultdict(set)  # digests of first drafts that failed
+        self.plan_failures: defaultdict[int, set[str]] = defaultdict(set)  # code of first drafts that failed
         self.outcomes: dict[int, str] = {}  # what became of a plan, for the next one
         self.judged: list[Judged] = []
         self.stopped: BudgetExhausted | None = None
@@ -424,7 +424,7 @@ class _Run:
             return
         last = line.candidates[-1]
         line.attempts.append(_attempt(last, line.rung))
-        if sum(one.candidate.source is not None for one in line.candidates) == 1 and last is line.latest_kernel:
+        if [one for one in line.candidates if one.candidate.source is not None] == [last]:
             self.plan_failures[line.plan].add(line.attempts[-1].code_digest)
             self.outcomes[line.plan] = _outcome(last)
         failed = len(self.plan_failures[line.plan])

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from neuron_port.drafting.candidates import Judged
 from neuron_port.drafting.cost import dollars
 from neuron_port.drafting.files import replace_file
-from neuron_port.drafting.tree import Story, candidate_line, error_counts, verdict_words
+from neuron_port.drafting.tree import Story, candidate_line, error_counts, result_words
 from neuron_port.grading.verdict import STAGES
 
 
@@ -107,7 +107,7 @@ def _nodes(story: Story, parent: Judged | None) -> Iterator[Node]:
         yield Node(
             judged=judged,
             line=candidate_line(judged),
-            words=judged.candidate.problem if judged.candidate.source is None else verdict_words(verdict),
+            words=result_words(judged),
             state=_state(judged),
             reached=STAGES.index(verdict.stage) if verdict else 0,
             source=tuple(_diff(parent, judged)),

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from neuron_port.drafting.code_layout import call_lines
 from neuron_port.drafting.torch_names import Expressions, used_names
@@ -178,6 +179,8 @@ class _Printer:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.is_complex():
             raise NotDraftableError("computes with complex numbers")
+        if free_unbacked_symbols(value):
+            raise NotDraftableError("has shapes that depend on values")
         if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float)):
             self.words.symbol(node)
             return

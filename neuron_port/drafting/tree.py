@@ -100,9 +100,18 @@ def _branches(story: Story, parent: str | None, indent: str) -> Iterator[str]:
 def candidate_line(judged: Judged) -> str:
     candidate = judged.candidate
     made = f"{candidate.id} {candidate.rung}"
+    code = "" if candidate.source is None else f", {candidate.sha256[:8]}"
+    return f"{made}{code}: {result_words(judged)}"
+
+
+def result_words(judged: Judged) -> str:
+    """What became of a candidate: why it holds no kernel, why it was not judged, or its verdict."""
+    candidate = judged.candidate
     if candidate.source is None:
-        return f"{made}: no kernel: {candidate.problem}"
-    return f"{made}, {candidate.sha256[:8]}: {verdict_words(judged.verdict)}"
+        return f"no kernel: {candidate.problem}"
+    if judged.verdict is None and candidate.problem:
+        return candidate.problem
+    return verdict_words(judged.verdict)
 
 
 def verdict_words(verdict: Verdict | None) -> str:

@@ -19,7 +19,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from neuron_port.drafting.extraction import ExtractionError, extract_code
@@ -29,11 +29,14 @@ from neuron_port.grading.gates import check_source_cheaply
 from neuron_port.grading.grader import Grader
 from neuron_port.grading.verdict import STAGES, Stage, Verdict
 from neuron_port.llm.messages import Finish
+from neuron_port.sandbox.job import SandboxLimits
 from neuron_port.task import KernelTask
 
 GradeTier = Literal["lint", "simulator", "device"]
 TIERS: tuple[GradeTier, ...] = ("lint", "simulator", "device")
 MeasureSpeedup = Callable[[KernelTask, str], float]  # task, kernel source -> times as fast as the baseline
+# A tenth of what drafting allows: a policy in training writes many endless loops.
+LIMITS = SandboxLimits(cpu_seconds=10.0, wall_seconds=60.0)
 FROZEN_ORACLES = 64  # graders that are kept: each holds the inputs and the exact results of one task
 
 
@@ -56,9 +59,8 @@ class RewardSettings:
         for name, value in zip(stages, values, strict=True):
             if not -1.0 <= value <= 1.0:  # refuses NaN as well
                 raise UsageError(f"RewardSettings: {name} is {value}, must be from -1 to 1")
-        for (lower, less), (higher, more) in zip(
-            zip(stages, values, strict=True), list(zip(stages, values, strict=True))[1:], strict=False
-        ):
+        for place in range(1, len(stages)):
+            lower, higher, less, more = *stages[place - 1 : place + 1], *values[place - 1 : place + 1]
             if more < less:
                 raise UsageError(
                     f"RewardSettings: {higher} is {more}, less than {lower}, which is {less}",
@@ -98,6 +100,7 @@ def grade(
     seed: int,
     target: str = "trn2",
     settings: RewardSettings = DEFAULT_REWARD,
+    limits: SandboxLimits = LIMITS,
     finish: Finish = "stop",
     measure_speedup: MeasureSpeedup | None = None,
 ) -> Grade:
@@ -106,6 +109,7 @@ def grade(
     Args:
         tiers: ("lint",) runs nothing; with "simulator" the kernel runs; "device" needs `measure_speedup`.
         seed: of the hidden cases.
+        limits: of each sandboxed process; a kernel that runs against one has not run.
         finish: "length" when the token limit cut the completion.
 
     Raises:
@@ -120,7 +124,7 @@ def grade(
     if "simulator" not in tiers:
         refused = check_source_cheaply(source, task.name)
         return _grade(refused or Verdict(passed=True, stage="linted"), source, None, settings)
-    verdict = _grader(task, target, seed).grade(source, through="hidden")
+    verdict = _grader(task, target, seed, limits).grade(source, through="hidden")
     speedup = None
     if verdict.passed and "device" in tiers and measure_speedup is not None:
         speedup = measure_speedup(task, source)
@@ -199,16 +203,16 @@ def _feedback(verdict: Verdict) -> str:
 
 # ---- graders, kept because freezing an oracle takes longer than a verdict ----------------------------------
 
-_graders: OrderedDict[tuple[str, str, int], Grader] = OrderedDict()
+_graders: OrderedDict[tuple[str, str, int, SandboxLimits], Grader] = OrderedDict()
 _graders_lock = threading.Lock()
 
 
-def _grader(task: KernelTask, target: str, seed: int) -> Grader:
-    """The grader of a task, target and seed. Equal keys mean equal tasks, so this changes no grade."""
-    key = (task.key, target, seed)
+def _grader(task: KernelTask, target: str, seed: int, limits: SandboxLimits) -> Grader:
+    """The grader of a task, kept. Equal keys mean equal tasks, so this changes no grade."""
+    key = (task.key, target, seed, limits)
     with _graders_lock:
         if key not in _graders:
-            _graders[key] = Grader(task, target=target, hidden_seed=seed)
+            _graders[key] = Grader(task, target=target, hidden_seed=seed, limits=limits)
             while len(_graders) > FROZEN_ORACLES:
                 _graders.popitem(last=False)
         _graders.move_to_end(key)

@@ -60,9 +60,15 @@ def test_a_lint_error_names_rule_line_and_cure():
 
 
 def test_old_functions_of_the_language_count_as_load_and_store():
-    """nl.load, operators and nl.store are a load, a compute and a store too."""
-    source = (
-        HEAD
-        + "@nki.jit\ndef double(x):\n    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)\n    tile = nl.load(x)\n    nl.store(out, nl.add(tile, tile))\n    return out\n"
-    )
-    assert check_source_cheaply(source, "double") is None
+    """nl.load, nl.add and nl.store are a load, a compute and a store too; without the add nothing computes."""
+    body = """@nki.jit
+def double(x):
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    tile = nl.load(x)
+    nl.store(out, nl.add(tile, tile))
+    return out
+"""
+    assert check_source_cheaply(HEAD + body, "double") is None
+    verdict = check_source_cheaply(HEAD + edited(body, ("nl.add(tile, tile)", "tile")), "double")
+    assert verdict is not None
+    assert verdict.error_class == "no compute"

@@ -96,7 +96,7 @@ def test_a_failing_reference_is_named_with_its_case():
         raise RuntimeError("no such thing")
 
     with pytest.raises(
-        TaskError, match="case `one tile` in torch.float32: the reference fails: RuntimeError: no such"
+        TaskError, match=r"case `one tile` in torch\.float32: the reference fails: RuntimeError: no such"
     ):
         check(make_task(broken, reference_text="", name="broken"))
 
