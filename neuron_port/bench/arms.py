@@ -22,7 +22,7 @@ DEFAULT_KS = (1, 4, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way to ask. `memory` and `source` say what its prompts show; `repairs` whether failures are shown and retried."""
+    """One way to ask. `memory` and `source` say what prompts show besides, `repairs` whether failures are shown again."""
 
     name: str
     summary: str
@@ -122,7 +122,6 @@ class Protocol:
             temperatures=temperatures,
             plan=self.plan,
             show_source=arm.source,
-            show_exemplars=arm.memory,
             exclude=exclude,
             target=self.target,
             max_output_tokens=self.max_output_tokens,

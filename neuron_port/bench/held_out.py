@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,16 +32,18 @@ class FrozenMemory:
     digest: str
 
 
-def recipes_that_solve(task: KernelTask, recipes: Iterable[RegisteredRecipe] | None = None) -> tuple[str, ...]:
+def recipes_that_solve(
+    task: KernelTask, recipes: Iterable[RegisteredRecipe] | None = None
+) -> tuple[str, ...]:
     """Names of the recipes that have the task's name, or whose reference gives the task's answers on its own inputs."""
     found = Registry().values() if recipes is None else recipes
     return tuple(one.name for one in found if one.name == task.name or _is_same_function(task, one))
 
 
 def freeze_memory(path: Path, folder: Path, tasks: Sequence[KernelTask]) -> FrozenMemory:
-    """The memory at `path` as it is now, without lessons on `tasks`; kept in `folder`, so that a resumed benchmark has it.
+    """The memory at `path` as it is now, without lessons on `tasks`.
 
-    A memory that does not exist is an empty one.
+    The copy stays in `folder`, so that a resumed benchmark has the same. A memory that does not exist is an empty one.
     """
     copy = folder / MEMORY_FILE
     if not copy.exists():
@@ -54,7 +57,9 @@ def freeze_memory(path: Path, folder: Path, tasks: Sequence[KernelTask]) -> Froz
                 memory.forget(lesson.id)
     frozen = Memory(copy, dialect=NKI_VERSION, verifier_version=VERIFIER_VERSION, frozen=True)
     lessons = frozen.rows()
-    return FrozenMemory(memory=frozen, lessons=len(lessons), digest=digest([_content(one) for one in lessons]))
+    return FrozenMemory(
+        memory=frozen, lessons=len(lessons), digest=digest([_content(one) for one in lessons])
+    )
 
 
 def _is_same_function(task: KernelTask, found: RegisteredRecipe) -> bool:
@@ -73,12 +78,13 @@ def _is_same_function(task: KernelTask, found: RegisteredRecipe) -> bool:
     except Exception:  # another function's inputs: however it fails, it does not compute the same
         return False
     return len(actual) == len(expected) and all(
-        mine.shape == theirs.shape and bool(torch.allclose(mine.double(), theirs.double(), rtol=SAME, atol=SAME))
+        mine.shape == theirs.shape
+        and bool(torch.allclose(mine.double(), theirs.double(), rtol=SAME, atol=SAME))
         for mine, theirs in zip(actual, expected, strict=True)
     )
 
 
-def _results(value: object) -> tuple[object, ...]:
+def _results(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 

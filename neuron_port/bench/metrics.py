@@ -56,7 +56,9 @@ class ArmSummary:
     runs: int
     admitted: int  # of runs
     pass_at: dict[int, float]
-    hidden_failures: float | None  # of first drafts that pass the public cases, the part refused on hidden ones
+    hidden_failures: (
+        float | None
+    )  # of first drafts that pass the public cases, the part refused on hidden ones
     median_repair_rounds: float | None
     median_tokens: float | None
     ninetieth_tokens: float | None

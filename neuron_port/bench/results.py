@@ -61,19 +61,28 @@ class Conditions:
         found = [SCRIPTED_NOTE[0].upper() + SCRIPTED_NOTE[1:] + "."] if self.replies == "scripted" else []
         found.append(TIER_NOTE)
         if self.memory_lessons == 0:
-            found.append("The memory holds no lesson on other tasks: the arm `memory` shows what `repair` shows.")
+            found.append(
+                "The memory holds no lesson on other tasks: the memory arm shows what the repair arm shows."
+            )
         return tuple(found)
 
     def lines(self) -> tuple[tuple[str, str], ...]:
         """(name, value) for people."""
-        budget = ", ".join(f"{value:,g} {name}" for name, value in self.budget.items())
-        memory = "not used" if self.memory_lessons is None else f"{self.memory_lessons} lessons, {self.memory_digest}"
+        budget = ", ".join(f"{value:,} {name}" for name, value in self.budget.items())
+        memory = (
+            "not used"
+            if self.memory_lessons is None
+            else f"{self.memory_lessons} lessons, {self.memory_digest}"
+        )
         return (
             ("model", f"{self.model} ({self.replies} replies)"),
             ("tier", f"{self.tier}, NKI {self.nki_version}, {self.target}"),
             ("date", self.date),
             ("suite", f"{self.suite}, {self.tasks} tasks, digest {self.suite_digest}"),
-            ("k", f"{','.join(map(str, self.ks))}, from {self.samples} draws at temperature {self.sample_temperature:g}"),
+            (
+                "k",
+                f"{','.join(map(str, self.ks))}, from {self.samples} draws at temperature {self.sample_temperature:g}",
+            ),
             ("runs", f"{self.repeats} of each arm on each task, hidden seed {self.hidden_seed}"),
             (
                 "limits",

@@ -58,7 +58,9 @@ class NoCalls:
 
     def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
         self.calls += 1
-        raise CallOnRerunError(f"A {request.purpose or 'nameless'} call was wanted, and none may be made here.")
+        raise CallOnRerunError(
+            f"A {request.purpose or 'nameless'} call was wanted, and none may be made here."
+        )
 
     def probe(self) -> Reply:
         self.calls += 1
@@ -100,7 +102,7 @@ class Benchmark:
     model_id: str
     replies: RepliesKind
     memory: FrozenMemory | None = None
-    progress: Progress = lambda text: None  # noqa: E731
+    progress: Progress = lambda text: None
     today: datetime.date = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).date())
     _spent: Cost = field(default_factory=Cost, init=False)
     _done: int = field(default=0, init=False)

@@ -72,7 +72,9 @@ def _source(reply: ScriptedReply, entry_point: str) -> str | None:
 def _quoted(texts: Sequence[str], request: Request) -> int:
     """The number of the last text that the request repeats as the model's own words; -1 when it repeats none."""
     spoken = [message.content for message in request.messages if message.role == "assistant"]
-    return max((number for number, text in enumerate(texts) for said in spoken if text.startswith(said)), default=-1)
+    return max(
+        (number for number, text in enumerate(texts) for said in spoken if text.startswith(said)), default=-1
+    )
 
 
 def _shown(sources: Sequence[str | None], request: Request) -> int:

@@ -14,6 +14,7 @@ import click
 
 import neuron_port
 from neuron_port.cli import (
+    bench,
     convert,
     draft,
     explain,
@@ -87,14 +88,14 @@ def commands() -> None:
     \b
     Models:          convert, plan
     Kernels:         simulate, profile, lint, verify
-    Language model:  draft, optimize, explain, memory
+    Language model:  draft, optimize, explain, memory, bench
     Recipes:         recipes
     """
 
 
 COMMANDS = (
     convert.convert, convert.plan, simulate.simulate, profile.profile, lint.lint, verify.verify, draft.draft,
-    optimize.optimize, explain.explain, memory.memory,
+    optimize.optimize, explain.explain, memory.memory, bench.bench,
     recipes.recipes,
 )  # fmt: skip
 for command in COMMANDS:

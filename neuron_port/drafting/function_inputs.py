@@ -117,7 +117,7 @@ def sized_cases(
     """Cases that reach tails of every free size, and values that break careless kernels."""
 
     def case(name: str, kind: CaseKind, wish: int, scale: float = 1.0, style: Style = "normal") -> Case:
-        chosen = {key: _nearest(size, wish) for key, size in sizes.items()}
+        chosen = {key: nearest(size, wish) for key, size in sizes.items()}
         return Case(name=name, kind=kind, sizes=chosen, attributes=dict(attributes), scale=scale, style=style)
 
     is_free = any(size.least != size.most for size in sizes.values())
@@ -138,7 +138,7 @@ def sized_cases(
     return tuple(distinct.values())
 
 
-def _nearest(size: Size, wish: int) -> int:
+def nearest(size: Size, wish: int) -> int:
     """The value that the size may take nearest to `wish`, not below its least."""
     clamped = max(size.least, min(size.most, wish))
     return max(size.least, clamped - clamped % size.multiple)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuron_port.drafting.calling import Calling, attempt
+from neuron_port.drafting.function_inputs import nearest
 from neuron_port.drafting.layer_sources import layer_sources
 from neuron_port.drafting.recipe_code import layer_recipe_text
 from neuron_port.drafting.recipe_pieces import Problem, inputs_code, size_letters
@@ -72,7 +73,7 @@ class LayerBuild:
         self,
         layer: Layer,
         calling: Calling,
-        most_tokens: int,
+        domain: Size,
         checkpoint: Checkpoint | None,
         allow_licenses: Collection[str],
         generator: torch.Generator,
@@ -83,7 +84,7 @@ class LayerBuild:
         self.checkpoint = checkpoint
         self.generator = generator
         self.is_free = any(item.free_axis is not None for item in calling.arguments())
-        self.most_tokens = most_tokens
+        self.domain = domain
         self.bodies = self._export()
 
     def _export(self) -> tuple[Body, Body]:
@@ -184,7 +185,7 @@ class LayerBuild:
     def _problem(self, arguments: tuple[Argument, ...], reference: Callable[..., Any], code: str) -> Problem:
         letters = size_letters(arguments)
         sizes = {letter: size for size, letter in letters.items()}
-        free = {"T": Size(least=1, most=self.most_tokens)} if self.is_free else {}
+        free = {"T": self.domain} if self.is_free else {}
         weights = frozenset(item.role for item in self.calling.weights)
         limit = "T" if self.layer.operation == "attention_decode" else str(self.calling.index_limit)
         if limit != "T":
@@ -203,15 +204,15 @@ class LayerBuild:
             letters=letters,
         )
 
-    def _reduction(
-        self, arguments: Sequence[Argument], letters: Mapping[int, str], code: str
-    ) -> str | None:
+    def _reduction(self, arguments: Sequence[Argument], letters: Mapping[int, str], code: str) -> str | None:
         """The longest axis that the layer may sum over; None for elementwise code."""
         if not sums(code):
             return None
         if self.is_free and self.layer.operation.startswith("attention"):
             return "T"
-        sizes = [size for item in arguments for size in item.shape if isinstance(size, int) and size < VOCABULARY]
+        sizes = [
+            size for item in arguments for size in item.shape if isinstance(size, int) and size < VOCABULARY
+        ]
         return letters.get(max(sizes, default=1))
 
     def _flops(self, reference: Callable[..., Any], arguments: Sequence[Argument]) -> tuple[int, int, int]:
@@ -233,11 +234,10 @@ class LayerBuild:
 
     def _cases(self, sizes: Mapping[str, int], has_values: bool) -> tuple[Case, ...]:
         def case(name: str, kind: Any, tokens: int, scale: float = 1.0, style: Any = "normal") -> Case:
-            free = {"T": tokens} if self.is_free else {}
+            free = {"T": nearest(self.domain, tokens)} if self.is_free else {}
             return Case(name=name, kind=kind, sizes={**free, **sizes}, scale=scale, style=style)
 
-        own = min(self.most_tokens, PROMPT_TOKENS)
-        cases = [case("a prompt", "ordinary", own)]
+        cases = [case("a prompt", "ordinary", PROMPT_TOKENS)]
         if self.is_free:
             cases += [case("one token", "ordinary", 1)]
             cases += [case(f"{tokens} tokens", "tail", tokens) for tokens in TAILS]
@@ -248,8 +248,8 @@ class LayerBuild:
                 cases.append(case(style, "stress", 16, style=style))
         else:
             cases.append(case("other ids", "stress", 33))
-        if self.is_free and self.most_tokens > MOST_TOKENS:
-            cases.append(case("the model's own prompt", "large", self.most_tokens))
+        if self.is_free and self.domain.most > MOST_TOKENS:
+            cases.append(case("the longest prompt", "large", self.domain.most))
         return tuple(cases)
 
     def _try(self, recipe: Recipe, reference: Callable[..., Any]) -> None:
@@ -265,7 +265,7 @@ class LayerBuild:
                 )
         names = {item.name for item in self.arguments}
         order = [item.name in names for item in self.calling.arguments()]
-        for tokens in TRIED_TOKENS if self.is_free else ():
+        for tokens in {nearest(self.domain, tokens) for tokens in TRIED_TOKENS} if self.is_free else ():
             self._compare(reference, order, tokens)
 
     def _compare(self, reference: Callable[..., Any], order: Sequence[bool], tokens: int) -> None:

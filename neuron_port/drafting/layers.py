@@ -17,6 +17,7 @@ from neuron_port.drafting.layer_names import task_name
 from neuron_port.drafting.reference_code import NotDraftableError
 from neuron_port.errors import UsageError
 from neuron_port.match.probe import materialize, random_parameters
+from neuron_port.recipe import Size
 from neuron_port.types import Checkpoint, Layer, MatchPlan, digest
 from neuron_port.walk.cutpoints import Call
 from neuron_port.walk.walker import Walk
@@ -170,7 +171,7 @@ def layer_task(
     other: Layer | None = None,
     largest: Layer | None = None,
     tokens: int = 1,
-    most_tokens: int | None = None,
+    domain: Size | None = None,
     taken: Collection[str] = (),
     checkpoint: Checkpoint | None = None,
     allow_licenses: Collection[str] = (),
@@ -183,7 +184,7 @@ def layer_task(
         other: the same layer in a step with another number of tokens: it shows which axes count them.
         largest: the same layer in the step with the most tokens: the kernel must reach that many.
         tokens: of this step, where there is no `other`.
-        most_tokens: that the kernel must take; by default as many as the model has, and at least MOST_TOKENS.
+        domain: numbers of tokens that the kernel must take; by default 1 to as many as the model has, or MOST_TOKENS.
         taken: names that exist.
         allow_licenses: licences on which the user insists, for code that came with the checkpoint.
     Raises:
@@ -201,8 +202,8 @@ def layer_task(
         if not isinstance(value, PLAIN_VALUES):
             raise NotDraftableError(f"its `{attribute}` is a `{type(value).__name__}`, not a number")
     calling = calling_of(call, module, axes)
-    most = most_tokens or max(MOST_TOKENS, tokens_of(calling, largest or layer))
-    return LayerBuild(layer, calling, most, checkpoint, allow_licenses, generator).task(
+    domain = domain or Size(least=1, most=max(MOST_TOKENS, tokens_of(calling, largest or layer)))
+    return LayerBuild(layer, calling, domain, checkpoint, allow_licenses, generator).task(
         name or task_name(layer, model, taken)
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from neuron_port.drafting.function_inputs import InputSpec
+from neuron_port.drafting.function_inputs import InputSpec, nearest
 from neuron_port.drafting.layer_names import snake_case
 from neuron_port.drafting.layers import LayerTask, NotDraftableError, layer_task
 from neuron_port.drafting.licences import find_license
@@ -22,7 +22,7 @@ from neuron_port.task import Source
 from neuron_port.walk.cutpoints import Call, plain_attributes
 from neuron_port.walk.walker import describe
 
-MODULE_TOKENS = (16, 5)  # two sizes, to see which axes follow the free size
+MODULE_TOKENS = (1, 10**9)  # the least and the most: which axes differ follow the free size
 
 
 def module_task(
@@ -56,7 +56,8 @@ def module_task(
     for name, parameter in module.named_parameters():
         parameter.data = fill(name, parameter)
     calls = []
-    for tokens in MODULE_TOKENS:
+    tokens_of_calls = [nearest(sizes[free[0]], wish) for wish in MODULE_TOKENS] if free else [1]
+    for tokens in tokens_of_calls:
         values = {name: tokens if name in free else size.least for name, size in sizes.items()}
         kwargs = {spec.name: _meta(spec, values) for spec in specs}
         call = Call(
@@ -72,15 +73,14 @@ def module_task(
         calls.append(call)
     _check_order(kind, specs, place)
     layers = [describe(call, None, 0) for call in calls]
-    most = max((sizes[name].most for name in free), default=1)
     try:
         made = layer_task(
             layers[0],
             calls[0],
             name=snake_case(kind.__name__),
             other=layers[1] if free else None,
-            tokens=MODULE_TOKENS[0],
-            most_tokens=most if free else None,
+            tokens=tokens_of_calls[0],
+            domain=sizes[free[0]] if free else None,
         )
     except NotDraftableError as error:
         raise UsageError(f"{place} {error.message}", hint="A kernel takes and returns tensors.") from error

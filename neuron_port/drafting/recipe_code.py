@@ -51,7 +51,8 @@ def layer_recipe_text(
     lines += _constant("ARGUMENTS", dict(calling.plain), "of the call, those that are no tensors")
     lines += _constant("INPUTS", _patterns(calling), "the call's tensors; None: counts tokens")
     for size in problem.free.values():
-        lines.append(f"TOKENS = Size(least={size.least}, most={size.most})")
+        multiple = f", multiple={size.multiple}" if size.multiple != 1 else ""
+        lines.append(f"TOKENS = Size(least={size.least}, most={size.most}{multiple})")
     lines += ["", "", *_bind_code(calling, weights), "", "", *_fits_code(bool(problem.free))]
     lines += ["", "", *_forward_code(problem, calling, used), "", "", *inputs_code(problem)]
     lines += ["", "", *flops_code(problem), "", ""]

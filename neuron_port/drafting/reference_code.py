@@ -95,6 +95,8 @@ def export_body(
             if any(_mutates(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})
     except Exception as error:  # torch.export raises whatever the layer's own code does under it
+        if "is mutated in the forward" in str(error):
+            raise NotDraftableError("changes a buffer as it runs, which is state") from error
         reason = " ".join(str(error).split()[:30])
         raise NotDraftableError(f"cannot be exported: {type(error).__name__}: {reason}") from error
     return _Printer(program, arguments, dtype).body()

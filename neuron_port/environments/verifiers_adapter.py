@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import verifiers.v1 as vf
@@ -90,11 +90,20 @@ class NeuronPortTaskset(vf.Taskset[KernelTask, NeuronPortConfig]):
             yield KernelTask(data, self.config.task)
 
 
-def load_environment(**fields: Any) -> vf.Env:
-    """The single-agent environment over the suite: `fields` are those of `NeuronPortConfig`."""
-    return vf.load_environment(
-        vf.resolve_env_config({"taskset": {"id": fields.pop("id", "neuron_port_kernels"), **fields}})
-    )
+def load_environment(
+    *, id: str = "neuron_port_kernels", agent: Mapping[str, Any] | None = None, **fields: Any
+) -> vf.Env:
+    """The single-agent environment over the suite.
+
+    Args:
+        id: the module that exports the taskset, as in `examples/verifiers/`.
+        agent: what plays it, in the terms of `vf.AgentConfig`: harness, runtime, client ...
+        fields: those of `NeuronPortConfig`: tasks, task.
+    """
+    config: dict[str, Any] = {"taskset": {"id": id, **fields}}
+    if agent is not None:
+        config["agent"] = dict(agent)
+    return vf.load_environment(vf.resolve_env_config(config))
 
 
 @functools.lru_cache(maxsize=8)

@@ -19,12 +19,12 @@ from neuron_port.grading import guards
 from neuron_port.grading.degenerate import refuse_degenerate
 from neuron_port.grading.gates import check_source_cheaply
 from neuron_port.grading.hidden import hidden_truths
-from neuron_port.grading.judge import Judgement, evidence_of, judge
+from neuron_port.grading.judge import NOT_REACHED, Judgement, evidence_of, judge
 from neuron_port.grading.oracle import DRAWN_SLACK, CaseTruth, case_truth, freeze, one_torch_thread
 from neuron_port.grading.tiers import OfficialTier
 from neuron_port.grading.verdict import STAGES, Stage, Verdict
 from neuron_port.sandbox.executor import Executor
-from neuron_port.sandbox.job import SandboxJob, SandboxLimits, SandboxOutcome
+from neuron_port.sandbox.job import CallOutcome, SandboxJob, SandboxLimits, SandboxOutcome
 from neuron_port.sandbox.run import run_job
 from neuron_port.simulator.target import find_target
 from neuron_port.task import KernelTask
@@ -135,7 +135,10 @@ class Grader:
     # Stages.
 
     def _check_running(self, source: str, progress: _Progress) -> None:
-        """Every public case in the first dtype runs to its end; whether it is right is the next stage's business."""
+        """Every public case in the first dtype runs to its end; whether it is right is the next stage's business.
+
+        The verdict says "ran" as soon as one does: a kernel without its tail is further than one that never runs.
+        """
         truths = self.oracle.of_dtype(self.task.dtypes[0])
         again = next(place for place, truth in enumerate(truths) if truth.case.kind == "ordinary")
         outcome = self._run(source, [*truths, truths[again]], progress)
@@ -143,7 +146,10 @@ class Grader:
         if any(one.ran for one in progress.judged):
             progress.stage = "ran"
         self._refuse_failing([one for one in progress.judged if not one.ran], progress)
-        refusal = guards.refuse_difference(outcome.calls[again], outcome.calls[-1], "in the same process")
+        repeated = CallOutcome(failure=outcome.failure or NOT_REACHED)
+        if len(outcome.calls) > len(truths):
+            repeated = outcome.calls[-1]
+        refusal = guards.refuse_difference(outcome.calls[again], repeated, "in the same process")
         self._refuse(refusal, progress, late=True)
 
     def _check_public(self, source: str, progress: _Progress) -> None:

@@ -139,8 +139,15 @@ def _tail(count: int, expected: float) -> float:
 
 def refuse_difference(first: CallOutcome, second: CallOutcome, where: str) -> Refusal | None:
     """The same inputs twice must give the same bits."""
-    if first.failure or second.failure:
+    if first.failure:
         return None
+    if second.failure:
+        return Refusal(
+            guard="determinism",
+            message=f"inputs that were answered before fail {where}: {second.failure.message}",
+            hint="Keep nothing between calls.",
+            line=second.failure.line,
+        )
     same = len(first.outputs) == len(second.outputs) and all(
         one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
         for one, other in zip(first.outputs, second.outputs, strict=True)

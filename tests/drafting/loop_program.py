@@ -27,7 +27,7 @@ from neuron_port.llm.messages import Price
 from neuron_port.recipe import Case, Size
 from neuron_port.sandbox.executor import LocalExecutor
 from neuron_port.task import KernelTask
-from tests.llm.scripted_server import Answer, Call
+from tests.llm.scripted_server import Answer, Call, failure
 
 PRICE = Price(input_usd=1.0, output_usd=5.0)
 HIDDEN_SEED = 271828182845
@@ -80,10 +80,16 @@ PLAN = {
     "summary": "A token in each partition.",
     "partition_axis": "tokens",
     "free_axis": "features",
-    "tiling": [{"size": "T", "tile": 6, "axis": "partition", "tail": "slice"}],
+    "tiling": [
+        {"size": "T", "tile": 6, "axis": "partition", "tail": "slice"},
+        {"size": "H", "tile": 8, "axis": "free", "tail": "slice"},
+    ],
     "tiles": [{"name": "x_sbuf", "memory": "sbuf", "shape": [6, 8], "dtype": "float32", "buffers": 1}],
     "products": [],
-    "steps": [{"what": "square", "instruction": "nisa.tensor_tensor", "engine": "vector"}],
+    "steps": [
+        {"what": "load and store", "instruction": "nisa.dma_copy", "engine": "dma"},
+        {"what": "square and add", "instruction": "nisa.tensor_tensor", "engine": "vector"},
+    ],
     "edges": "Slices have the sizes of the tensors.",
     "numerics": "float32 throughout.",
     "source_map": [],
@@ -156,7 +162,8 @@ class Author:
     def __call__(self, call: Call) -> Answer | str:
         purpose = purpose_of(call)
         reply = {"probe": "ok", "plan": plan_reply(), **self.replies}.get(purpose)
-        assert reply is not None, f"nothing is scripted for a question of kind {purpose}"
+        if reply is None:
+            return failure(400, f"Nothing is scripted for a question of kind {purpose}.")
         answer = reply(call) if callable(reply) else reply
         if isinstance(answer, str):
             answer = Answer(text=answer)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from neuron_port.grading.grader import Grader
@@ -12,6 +16,8 @@ from neuron_port.grading.recipe_task import task_from_recipe
 from neuron_port.grading.replay import replay_verdict, same_verdict
 from neuron_port.grading.verdict import STAGES
 from neuron_port.registry import Registry
+from neuron_port.sandbox.job import SandboxJob, SandboxOutcome
+from neuron_port.sandbox.run import run_job
 from neuron_port.task import Invariant
 from tests.grading.subjects import RMS_NORM, RMS_NORM_KERNEL, SOFTMAX, SOFTMAX_KERNEL, edited, make_task
 
@@ -198,6 +204,69 @@ def test_numbers_copied_from_the_cases_are_refused(softmax):
     assert softmax.grade(
         edited(SOFTMAX_KERNEL, ("P = 128\n", "P = 128\nLOG2E = 1.4426950408889634\n"))
     ).passed
+
+
+class Tampering:
+    """An executor whose outcomes are changed on the way: what a kernel could do if the sandbox let it."""
+
+    def __init__(self, change: Callable[[int, SandboxOutcome], SandboxOutcome]) -> None:
+        self.change = change
+        self.jobs = 0
+
+    def submit(self, job: SandboxJob) -> Future[SandboxOutcome]:
+        done: Future[SandboxOutcome] = Future()
+        done.set_result(self.change(self.jobs, run_job(job)))
+        self.jobs += 1
+        return done
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+def with_call(outcome: SandboxOutcome, place: int, **changes: Any) -> SandboxOutcome:
+    calls = list(outcome.calls)
+    calls[place] = replace(calls[place], **changes)
+    return replace(outcome, calls=tuple(calls))
+
+
+def nudged(outcome: SandboxOutcome, place: int) -> SandboxOutcome:
+    """One bit of one output of a call is another."""
+    output = outcome.calls[place].outputs[0].copy()
+    output.view(np.uint8).flat[0] ^= 1
+    return with_call(outcome, place, outputs=(output,))
+
+
+def with_outputs(
+    make: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+) -> Callable[[int, SandboxOutcome], SandboxOutcome]:
+    return lambda job, outcome: with_call(outcome, 0, outputs=make(outcome.calls[0].outputs[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "error_class", "guard"),
+    [
+        (lambda job, outcome: outcome, "", ""),
+        (lambda job, outcome: nudged(outcome, -1) if job == 0 else outcome, "determinism", "determinism"),
+        (lambda job, outcome: nudged(outcome, -1) if job == 4 else outcome, "determinism", "determinism"),
+        (lambda job, outcome: with_call(outcome, 5, outputs=outcome.calls[4].outputs) if job == 3 else outcome,
+         "stateful", "stateful"),
+        (lambda job, outcome: replace(outcome, calls=outcome.calls[:2]), "missing outputs", "missing outputs"),
+        (lambda job, outcome: replace(outcome, calls=()), "missing outputs", "missing outputs"),
+        (with_outputs(lambda output: ()), "wrong number of outputs", ""),
+        (with_outputs(lambda output: (output.T,)), "wrong shape", ""),
+        (with_outputs(lambda output: (output.astype(np.float64),)), "wrong dtype", ""),
+        (with_outputs(lambda output: (output * np.float32(np.nan),)), "non-finite", ""),
+        (with_outputs(lambda output: (output * 0,)), "trivial answer", "trivial answer"),
+    ],
+    ids=["honest", "other bits", "other bits elsewhere", "former answer", "ended early", "nothing", "no output",
+         "transposed", "float64", "NaN", "zeros"],
+)  # fmt: skip
+def test_outcomes_that_cannot_be_honest_are_refused_by_name(change, error_class, guard):
+    """Whatever comes out of the sandbox is judged by the arrays alone, and what is missing has failed."""
+    grader = Grader(SOFTMAX, hidden_seed=1, executor=Tampering(change))
+    verdict = grader.admit(SOFTMAX_KERNEL, seed=1)
+    assert verdict.passed == (not error_class), verdict.message
+    assert (verdict.error_class, verdict.guard) == (error_class, guard)
 
 
 def test_invariants_of_the_task_are_checked():

@@ -300,6 +300,19 @@ def test_outputs_are_whole_tensors_in_shared_hbm():
         run_kernel(lambda x: None, X)
 
 
+def test_outputs_are_in_the_order_of_their_storage():
+    """A reshaped output is the same bytes; a permuted one would come off a device in another order."""
+
+    def kernel(x, permuted):
+        out = nl.ndarray(x.shape, x.dtype, nl.shared_hbm)
+        nisa.dma_copy(out, x)
+        return out.permute((1, 0)) if permuted else out.reshape((X.shape[1], X.shape[0]))
+
+    np.testing.assert_array_equal(run_kernel(kernel, X, permuted=False).outputs[0], X.reshape(6, 4))
+    with pytest.raises(OutputError, match="in another order than it is stored in"):
+        run_kernel(kernel, X, permuted=True)
+
+
 def test_several_outputs_come_back_in_order():
     """A tuple of tensors is a tuple of arrays."""
 
