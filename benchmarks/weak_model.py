@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
         "--gguf", type=Path, help="another model's file; default: SmolLM2 135M out of our preset's wheel"
     )
     parser.add_argument("--context", type=int, default=CONTEXT_TOKENS, help="tokens of the model's window")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of the server; more than are free slow it down")
     parser.add_argument("more", nargs="*", help="further options of `neuron-port draft`, after --")
     return parser.parse_args()
 

@@ -8,7 +8,7 @@ beginning, a body and an end make a module; most other orders do not even parse.
 `kernel_reward`: the grader runs the module on the simulator, on public and on hidden cases. GRPO has to find the one
 sequence in 343 that is right, past one that forgets the maximum and is right nearly everywhere.
 
-Needs `pip install neuron-port[rl]`.
+Needs `pip install neuron-port[environments]`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from neuron_port.environments.suite import KernelSuite
 from neuron_port.environments.trl_adapter import make_kernel_reward
 
 TASK = "softmax"
-LR = float(os.environ.get("LR","5e-3"))
 BEGINNING = """\
 ```python
 import nki
@@ -79,7 +78,9 @@ def make_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<end>", "<softmax>", *FRAGMENTS]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>")
+    )
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", clean_up_tokenization_spaces=False
@@ -125,7 +126,7 @@ def train(suite: KernelSuite, *, steps: int, group: int = 64, seed: int = 0, out
             bf16=False,
             seed=seed,
             max_steps=steps,
-            learning_rate=LR,
+            learning_rate=5e-3,
             lr_scheduler_type="constant",
             per_device_train_batch_size=group,
             num_generations=group,

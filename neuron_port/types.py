@@ -7,6 +7,7 @@ planning stay light. `to_json` / `from_json` are one generic pair for all of the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -289,7 +290,14 @@ def digest(*parts: Any) -> str:
 
 def from_json(record: type[Record], value: Any) -> Record:
     """The record that `to_json` gave `value`; raises pydantic's ValidationError when it does not fit."""
-    return pydantic.TypeAdapter(record).validate_python(value)
+    kind: Any = record
+    checked: Record = _adapter(kind).validate_python(value)
+    return checked
+
+
+@functools.cache  # making one takes milliseconds, and journals hold hundreds of records
+def _adapter(record: type[Any]) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(record)
 
 
 def to_json(value: Any) -> Any:

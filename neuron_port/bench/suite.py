@@ -77,9 +77,7 @@ def described(file: str, **fields: Any) -> KernelTask:
 def rows_sum_to_one() -> Invariant:
     """The last axis of the first output sums to 1, within what rounding to bfloat16 allows."""
 
-    def check(
-        inputs: tuple[Any, ...], attributes: Mapping[str, Any], outputs: tuple[Any, ...]
-    ) -> str:
+    def check(inputs: tuple[Any, ...], attributes: Mapping[str, Any], outputs: tuple[Any, ...]) -> str:
         sums = np.asarray(outputs[0], dtype=np.float32).sum(-1)
         wrong = np.argwhere(~(np.abs(sums - 1.0) < ROW_SUM_TOLERANCE))
         if not len(wrong):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -28,7 +29,7 @@ ALL_ARMS = "one-shot,best-of-4,repair,memory,source"
 
 
 @click.command()
-@click.option("--suite", default=WHOLE_SUITE, show_default=True, metavar="layers|NAME[,NAME]|FOLDER",
+@click.option("--suite", default=WHOLE_SUITE, show_default=True, metavar="layers|NAME[,NAME]|./FOLDER",
               help="All development tasks, some of them, or a folder of your own tasks.")  # fmt: skip
 @click.option(
     "--arms", default=ALL_ARMS, show_default=True, metavar="ARM[,ARM]", help="What the loop is allowed."
@@ -89,9 +90,10 @@ def bench(
     from neuron_port.bench.results import write_results
     from neuron_port.bench.run import Benchmark
     from neuron_port.bench.table import results_text
-    from neuron_port.simulator.target import find_target
+    from neuron_port.simulator.target import TARGETS
 
-    find_target(target)
+    if target not in TARGETS:
+        raise UsageError(f"Unknown target: `{target}`", hint=f"Known: {', '.join(TARGETS)}")
     tasks = tasks_of(suite)
     protocol = Protocol(
         arms=find_arms(_names(arms)),
@@ -146,7 +148,7 @@ def tasks_of(suite: str) -> tuple[BenchTask, ...]:
     if suite == WHOLE_SUITE:
         return load_suite()
     folder = Path(suite)
-    if len(folder.parts) > 1 or folder.is_absolute():
+    if os.sep in suite:
         if not folder.is_dir():
             raise UsageError(f"No folder of tasks at: `{suite}`")
         found = load_suite(folder=folder)

@@ -125,7 +125,7 @@ def draft(
                 return
             done = made
     show(done, as_json)
-    if not all(one.admitted for one in done):
+    if any(one.result is not None and not one.admitted for one in done):
         raise click.exceptions.Exit(NO_KERNEL)
 
 

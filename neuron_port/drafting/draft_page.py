@@ -89,7 +89,13 @@ def _evidence(provenance: Provenance) -> str:
     if verdict.latency_ns is not None:
         latency = f"\nPredicted latency of the slowest ordinary case: {verdict.latency_ns / 1000:.1f} us (unmeasured).\n"
     isolation = f"Run in a sandbox: {', '.join(verdict.isolation)}.\n" if verdict.isolation else ""
-    return f"{table}{latency}{isolation}"
+    inside = ""
+    if provenance.tried_in_a_model:
+        inside = (
+            "\nTried inside a model in place of the layers that it serves: prefill and decode in float32, logits and "
+            "caches against transformers' own.\n"
+        )
+    return f"{table}{latency}{isolation}{inside}"
 
 
 def _worst(cases: Sequence[CaseResult]) -> str:
@@ -104,7 +110,7 @@ def _worst(cases: Sequence[CaseResult]) -> str:
 
 def _not_confirmed(provenance: Provenance) -> str:
     lines = ["* No Neuron device has run this kernel.", "* AWS's own compiler has not compiled it."]
-    if provenance.in_graph is None:
+    if not provenance.tried_in_a_model:
         lines.append("* It has not been tried inside a whole model.")
     if provenance.verdict.latency_ns is not None:
         lines.append("* Its latency is predicted, not measured.")

@@ -86,7 +86,11 @@ def draft_one(
         recheck=recheck,
         progress=lambda text: shelf.say(f"{task.name}: {text}"),
     )
-    folder = _shelve(subject, workshop, options, result, shelf) if result.admitted else None
+    folder = (
+        _shelve(subject, workshop, options, result, shelf, rechecked=recheck is not None)
+        if result.admitted
+        else None
+    )
     page = write_story(read_story(_run_of(workshop, result)), result.folder / PAGE)
     return Drafted(
         name=task.name, outcome=result.outcome, layers=layers, result=result, folder=folder, page=page
@@ -94,7 +98,13 @@ def draft_one(
 
 
 def _shelve(
-    subject: Subject, workshop: Workshop, options: DraftOptions, result: DraftResult, shelf: Shelf
+    subject: Subject,
+    workshop: Workshop,
+    options: DraftOptions,
+    result: DraftResult,
+    shelf: Shelf,
+    *,
+    rechecked: bool,
 ) -> Path:
     admitted = result.admitted
     assert admitted is not None
@@ -108,6 +118,7 @@ def _shelve(
         oracle_key=result.oracle_key,
         target=options.target,
         run=result.run,
+        rechecked=rechecked,
     )
     return write_draft(shelf.folder, subject, result.source, provenance)
 

@@ -51,6 +51,7 @@ class Provenance:
     """Where a kernel comes from and what was found about it.
 
     `model` and `cost` are the language model's; `date` is "2026-09-01". `run` is the key of the drafting run.
+    `rechecked`: it was admitted after it ran inside a model; `in_graph` has the figures, where they are at hand.
     """
 
     model: str
@@ -60,7 +61,12 @@ class Provenance:
     oracle_key: str
     target: str
     run: str = ""
+    rechecked: bool = False
     in_graph: ParityReport | None = None
+
+    @property
+    def tried_in_a_model(self) -> bool:
+        return self.rechecked or self.in_graph is not None
 
 
 def write_draft(folder: Path, subject: Subject, kernel_source: str, provenance: Provenance) -> Path:
@@ -120,6 +126,7 @@ def draft_files(subject: Subject, kernel_source: str, provenance: Provenance) ->
         "layout": dict(task.layout),
         "sources": [_source_record(source) for source in task.sources],
         "verdict": to_json(provenance.verdict),
+        "tried_in_a_model": provenance.tried_in_a_model,
         "in_graph": to_json(provenance.in_graph) if provenance.in_graph else None,
     }
     return {**files, DRAFT_FILE: json.dumps(record, indent=2, sort_keys=True) + "\n"}
@@ -256,7 +263,7 @@ def _look_at(record: Mapping[str, Any], verdict: Verdict) -> list[str]:
         for source in record["sources"]
         if source["refusal_overridden"] or objection(source["license"])
     ]
-    if record["in_graph"] is None:
+    if not record["tried_in_a_model"]:
         lines.append("In the model: it has not been tried inside a whole model.")
     lines.append(
         "Tests: add tests/recipes/test_<name>.py for what is special to it; `make test` runs its cases."

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from neuron_port.match.probe import bound_weights
 from neuron_port.parity.model import check_outputs, run_oracle
 from neuron_port.registry import Registry
 from neuron_port.simulator import SimulatorError
+from neuron_port.simulator.target import find_target
 from neuron_port.types import CaseResult, Match, ParityReport
 from neuron_port.walk.cutpoints import Call, intercept
 from neuron_port.walk.inputs import example_inputs
@@ -38,7 +40,7 @@ from neuron_port.walk.walker import build_skeleton, walk
 HIDDEN_LAYERS = 2
 PROMPT_TOKENS = 11
 DECODE_STEPS = 3
-GENERATION_OF_TARGET = {"inf2": "gen2", "trn1": "gen2", "trn2": "gen3"}
+_ONE_AT_A_TIME = Lock()  # cut points are patched into modules and into transformers itself
 
 
 def recheck_in_graph(
@@ -59,8 +61,14 @@ def recheck_in_graph(
     Raises:
         UsageError: none of the model's layers is served by them.
     """
+    with _ONE_AT_A_TIME:
+        return _recheck(_built(model, layers), registry, drafts, target)
+
+
+def _recheck(
+    model: PreTrainedModel, registry: Registry, drafts: Collection[str], target: str
+) -> ParityReport:
     started = time.monotonic()
-    model = _built(model, layers)
     session = _Session(model, registry, frozenset(drafts), target)
     vocabulary = model.config.get_text_config().vocab_size
     prompt = torch.randint(
@@ -93,8 +101,10 @@ def graph_recheck(
 ) -> Callable[[str], str]:
     """A function from a kernel's source to what is wrong with it inside the model; "" when nothing is.
 
-    The model is built once, and may be tried with any number of kernels.
+    The model is built once, and may be tried with any number of kernels. It is as deep as the first layer that the
+    kernel serves stands, and at least `layers`.
     """
+    layers = max(layers, 1 + max((_depth_of(name) for name in _served(subject)[:1]), default=0))
     built: list[PreTrainedModel] = []
 
     def recheck(source: str) -> str:
@@ -106,6 +116,16 @@ def graph_recheck(
         return problem(report)
 
     return recheck
+
+
+def _served(subject: Subject) -> tuple[str, ...]:
+    return tuple(getattr(subject, "layers", ()))  # a function serves none
+
+
+def _depth_of(layer: str) -> int:
+    """`model.layers.3.mlp` stands at depth 3."""
+    numbers = [int(part) for part in layer.split("#")[0].split(".") if part.isdigit()]
+    return numbers[0] if numbers else 0
 
 
 def problem(report: ParityReport) -> str:
@@ -179,7 +199,7 @@ class _Session:
         phases: tuple[tuple[Phase, int], ...] = (("prefill", PROMPT_TOKENS), ("decode", 1))
         walks = [walk(skeleton, "in graph", phase, sequence_length=size, **shapes) for phase, size in phases]
         names = [name for name, _ in skeleton.named_parameters()]
-        generation = GENERATION_OF_TARGET[self.target]
+        generation = f"gen{find_target(self.target).generation}"
         plan = match(walks, self.registry, target=self.target, generation=generation, parameters=names)
         found: dict[Phase, dict[str, Match]] = {
             step.graph.phase: {

@@ -5,7 +5,9 @@ What was taken is decided once and kept in the journal, so that a resumed run as
 
 from __future__ import annotations
 
+import ast
 import difflib
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,6 +23,9 @@ from neuron_port.registry import Registry
 from neuron_port.task import KernelTask
 
 RECIPE_CHARACTERS = 9_000  # of a recipe's kernel, to be shown whole
+MOST_RELATIVES = (
+    2  # kernels of other tasks that are tried as they are: a second of computing each, and no question
+)
 DIFF_LINES = 12  # of a correction: what is longer is a rewrite, and teaches nothing in particular
 
 
@@ -87,25 +92,37 @@ def take(memory: Memory | None, journal: Journal, task: KernelTask, exclude: Col
     )
 
 
-def own_kernel(memory: Memory | None, journal: Journal, task: KernelTask, target: str) -> str | None:
-    """The latest kernel that was admitted for this very task and target, to be verified again instead of drafted.
+def known_kernels(memory: Memory | None, journal: Journal, task: KernelTask, target: str) -> tuple[str, ...]:
+    """Kernels that were admitted for this target and may do for the task: its own, then the latest of its family.
 
-    One that an older verifier admitted is as good a start. A frozen memory gives none: it serves benchmarks.
+    All are verified as if they had just been drafted, so one that an older verifier admitted is as good a start. A
+    kernel of another task takes this one's name. A frozen memory gives none: it serves benchmarks.
     """
 
-    def recall() -> str | None:
+    def recall() -> list[str]:
         if memory is None or memory.frozen:
-            return None
-        own = [
+            return []
+        admitted = [
             lesson
-            for lesson in memory.rows()
-            if (lesson.kind, lesson.task, lesson.target) == ("exemplar", task.key, target)
-            and lesson.dialect == memory.dialect
+            for lesson in reversed(memory.rows())
+            if (lesson.kind, lesson.target, lesson.dialect) == ("exemplar", target, memory.dialect)
         ]
-        return own[-1].source if own else None
+        own = [lesson.source for lesson in admitted if lesson.task == task.key]
+        family = [
+            renamed(lesson.source, task.name)
+            for lesson in admitted
+            if lesson.task != task.key and lesson.family == family_of(task)
+        ]
+        return [*own[:1], *dict.fromkeys(family)][: MOST_RELATIVES + len(own[:1])]
 
-    value = journal.decide("own kernel", recall)
-    return None if value is None else str(value)
+    return tuple(journal.decide("known kernels", recall))
+
+
+def renamed(source: str, entry_point: str) -> str:
+    """The kernel under another name: every mention of its entry point, the decorated function, is replaced."""
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    entry = next((node.name for node in reversed(functions) if node.decorator_list), None)
+    return source if entry is None else re.sub(rf"\b{re.escape(entry)}\b", entry_point, source)
 
 
 def notes_on(

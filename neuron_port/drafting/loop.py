@@ -23,7 +23,7 @@ from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.extraction import ExtractionError, extract_code, normalised_digest
 from neuron_port.drafting.feedback import Attempt, Rung, next_rung
 from neuron_port.drafting.journal import Journal, RunDescription, run_folder
-from neuron_port.drafting.learning import Taken, leave, leave_failure, notes_on, own_kernel, take
+from neuron_port.drafting.learning import Taken, known_kernels, leave, leave_failure, notes_on, take
 from neuron_port.drafting.options import DraftOptions
 from neuron_port.drafting.planning import Plan, PlanError, check_plan, parse_plan
 from neuron_port.drafting.prompting import prompts_digest
@@ -233,23 +233,26 @@ class _Run:
         )
 
     def _known_kernel(self) -> _Line | None:
-        """The kernel that an earlier run admitted for this very task, if it is admitted again: nothing is asked."""
-        source = own_kernel(self.memory, self.journal, self.task, self.options.target)
-        if source is None:
-            return None
-        self.progress("verifying again the kernel of an earlier run")
-        line = _Line(number=-1, plan=-1)
-        candidate = Candidate(id="0.0", line=-1, round=0, parent=None, rung=REUSED, plan=None, source=source)
-        judged = Judged(candidate=candidate)
-        line.candidates.append(judged)
-        self.judged.append(judged)
-        self.log.candidate(candidate)
-        self._try_all([(line, judged)])
-        verdict = judged.verdict
-        if verdict is None or not verdict.passed or not self._admit(judged):
-            return None
-        self.taken = Taken()  # no prompt showed it
-        return line
+        """A kernel that an earlier run admitted, for this task or one of its family, if it is admitted for this one.
+
+        Nothing is asked then.
+        """
+        sources = known_kernels(self.memory, self.journal, self.task, self.options.target)
+        for number, source in enumerate(sources):
+            self.progress("verifying a kernel of an earlier run")
+            line = _Line(number=-1, plan=-1)
+            candidate = Candidate(
+                id=f"0.{number}", line=-1, round=0, parent=None, rung=REUSED, plan=None, source=source
+            )
+            judged = Judged(candidate=candidate)
+            line.candidates.append(judged)
+            self.judged.append(judged)
+            self.log.candidate(candidate)
+            self._try_all([(line, judged)])
+            if judged.verdict is not None and judged.verdict.passed and self._admit(judged):
+                self.taken = Taken()  # no prompt showed it
+                return line
+        return None
 
     def _probe_once(self) -> None:
         """Find a wrong key, name or address for a few tokens, before anything is asked of the model in this run."""

@@ -94,6 +94,11 @@ class OptimizeResult:
         return self.before.measured.latency_ns / self.after.measured.latency_ns
 
 
+def optimize_key(task: KernelTask, source: str, model: str, options: OptimizeOptions) -> str:
+    """What a run is known by: equal keys go on with the same run."""
+    return digest(task.key, source, model, to_json(options), prompts_digest(), "optimize")
+
+
 def optimize(
     task: KernelTask,
     source: str,
@@ -108,7 +113,7 @@ def optimize(
         ParityError: the kernel to start from is not right.
         LanguageModelError: the endpoint fails for good; what is paid for is kept.
     """
-    key = digest(task.key, source, workshop.model.name, to_json(options), prompts_digest(), "optimize")
+    key = optimize_key(task, source, workshop.model.name, options)
     description = RunDescription(
         task=task.name, target=options.target, model=workshop.model.name, options=to_json(options)
     )

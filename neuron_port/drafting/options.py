@@ -58,7 +58,7 @@ class DraftOptions:
         prompt = estimate_tokens("x" * PROMPT_CHARACTERS)
         plans = 2 * (1 + self.repairs // 6) if self.plan else 0
         rows = (
-            ("plan", plans, PLAN_OUTPUT_TOKENS),
+            ("plan", plans, min(PLAN_OUTPUT_TOKENS, self.max_output_tokens)),
             ("draft", 2 * self.drafts, self.max_output_tokens),
             ("repair", 2 * self.drafts * self.repairs, self.max_output_tokens),
         )

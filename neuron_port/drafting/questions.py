@@ -120,7 +120,7 @@ class Questions:
     ) -> Request:
         return Request(
             messages=(self.system, asked),
-            max_output_tokens=max_output_tokens,
+            max_output_tokens=min(max_output_tokens, self.options.max_output_tokens),
             temperature=temperature,
             sample=sample + REPEAT * self.options.repeat,
             purpose=purpose,

@@ -55,17 +55,17 @@ class RewardSettings:
 
     def __post_init__(self) -> None:
         stages = ("hack", "nothing", "linted", "ran", "public", "correct", "fastest")
-        values = [getattr(self, name) for name in stages]
-        for name, value in zip(stages, values, strict=True):
+        earlier, least = "", -1.0
+        for name in stages:
+            value = getattr(self, name)
             if not -1.0 <= value <= 1.0:  # refuses NaN as well
                 raise UsageError(f"RewardSettings: {name} is {value}, must be from -1 to 1")
-        for place in range(1, len(stages)):
-            lower, higher, less, more = *stages[place - 1 : place + 1], *values[place - 1 : place + 1]
-            if more < less:
+            if value < least:
                 raise UsageError(
-                    f"RewardSettings: {higher} is {more}, less than {lower}, which is {less}",
+                    f"RewardSettings: {name} is {value}, less than {earlier}, which is {least}",
                     hint="A later stage may not pay less, or a policy learns to stop before it.",
                 )
+            earlier, least = name, value
         if not 1.0 < self.full_speedup < math.inf:
             raise UsageError(f"RewardSettings: full_speedup is {self.full_speedup}, must be above 1")
 
@@ -181,7 +181,8 @@ def _terms(verdict: Verdict, speedup: float | None, settings: RewardSettings) ->
 def _metrics(verdict: Verdict, speedup: float | None) -> dict[str, float]:
     reached = STAGES.index(verdict.stage)
     metrics = {
-        stage: float(reached >= STAGES.index(stage)) for stage in ("parsed", "linted", "ran", "public", "hidden")
+        stage: float(reached >= STAGES.index(stage))
+        for stage in ("parsed", "linted", "ran", "public", "hidden")
     }
     metrics["public_fraction"] = verdict.public_fraction
     if verdict.latency_ns is not None:

@@ -81,7 +81,9 @@ class KernelEnvironment(Environment[KernelAction, KernelObservation, KernelState
         found = self.suite.grade(self._state.task_id, action.code)
         state = self._state
         state.step_count += 1
-        state.best_reward = max(found.reward, state.best_reward if state.best_reward is not None else found.reward)
+        state.best_reward = max(
+            found.reward, state.best_reward if state.best_reward is not None else found.reward
+        )
         state.solved = state.solved or found.stage in ("hidden", "admitted")
         return KernelObservation(
             task_id=state.task_id,

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from neuron_port.bench.suite import load_suite
 from neuron_port.drafting.dialect import dialect_slice, primitives_of
 from neuron_port.drafting.prompting import render
-from neuron_port.environments.grade import DEFAULT_REWARD, Grade, GradeTier, RewardSettings, check_tiers, grade
+from neuron_port.environments.grade import (
+    DEFAULT_REWARD,
+    Grade,
+    GradeTier,
+    RewardSettings,
+    check_tiers,
+    grade,
+)
 from neuron_port.errors import UsageError
 from neuron_port.llm.messages import Finish
 from neuron_port.simulator.target import find_target

@@ -39,12 +39,12 @@ class KernelTaskConfig(vf.TaskConfig):
 class KernelTask(vf.Task[KernelData, vf.State, KernelTaskConfig]):
     """Write one kernel. The last reply is graded; the reward is that of `RewardSettings`."""
 
-    @vf.metric
+    @vf.metric  # type: ignore[untyped-decorator]
     async def graded(self, trace: vf.Trace) -> dict[str, float]:
         """How far the kernel came: parsed, linted, ran, public, hidden, public_fraction, hack."""
         return dict((await self.grade(trace)).metrics)
 
-    @vf.reward
+    @vf.reward  # type: ignore[untyped-decorator]
     async def kernel_reward(self, trace: vf.Trace) -> float:
         """The bounded, staged reward."""
         return (await self.grade(trace)).reward

@@ -61,7 +61,11 @@ def test_the_mistakes_that_matter_are_there() -> None:
 
 @pytest.mark.parametrize(
     ("found", "reply"),
-    [pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}") for pair in REPLIES if pair[1].purpose == "plan"],
+    [
+        pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}")
+        for pair in REPLIES
+        if pair[1].purpose == "plan"
+    ],
 )
 def test_plans_are_checked(found: BenchTask, reply: ScriptedReply) -> None:
     """A right plan has no complaint; a wrong one has."""

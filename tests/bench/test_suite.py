@@ -63,7 +63,9 @@ def test_cases_reach_what_kernels_get_wrong(found: BenchTask) -> None:
     assert any(case.kind == "stress" for case in cases)
     assert set(found.task.dtypes) == {"float32", "bfloat16"}
     for case in cases:
-        assert set(case.sizes) <= set(found.task.sizes), "every size has a range, so that hidden cases vary it"
+        assert set(case.sizes) <= set(found.task.sizes), (
+            "every size has a range, so that hidden cases vary it"
+        )
         assert all(value in found.task.sizes[name] for name, value in case.sizes.items())
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import openai.resources.chat  # noqa: F401  (the package imports it late; here, once, in the template process)
+
 from neuron_port.drafting.budget import BudgetLimits
 from neuron_port.drafting.files import replace_file
 from neuron_port.drafting.journal import Journal, run_folder
@@ -68,13 +70,18 @@ def variant(old: str, new: str) -> str:
 
 
 SUBTRACTS = variant("op=nl.add", "op=nl.subtract")  # wrong values
-HBM_OPERAND = variant("nisa.tensor_tensor(dst=squares, data1=x_sbuf", "nisa.tensor_tensor(dst=squares, data1=x")
+HBM_OPERAND = variant(
+    "nisa.tensor_tensor(dst=squares, data1=x_sbuf", "nisa.tensor_tensor(dst=squares, data1=x"
+)
 TOO_WIDE = variant("squares = nl.ndarray((tokens, features)", "squares = nl.ndarray((256, features)")
 UNKNOWN_CALL = variant("nisa.tensor_tensor(dst=x_sbuf", "nisa.tensor_plus(dst=x_sbuf")
 NO_STORE = variant("    nisa.dma_copy(dst=out, src=x_sbuf)\n", "")
 OTHER_GOOD = variant("squares", "products")
 # Right up to four tokens: the public cases have no more, so only hidden cases and admissions see what is wrong.
-FEW_TOKENS_ONLY = variant("    squares = nl.ndarray", "    bias_sbuf = bias_sbuf if tokens < 5 else x_sbuf\n    squares = nl.ndarray")
+FEW_TOKENS_ONLY = variant(
+    "    squares = nl.ndarray",
+    "    bias_sbuf = bias_sbuf if tokens < 5 else x_sbuf\n    squares = nl.ndarray",
+)
 
 PLAN = {
     "summary": "A token in each partition.",
@@ -149,6 +156,12 @@ def purpose_of(call: Call) -> str:
     return "probe"
 
 
+def in_turn(*replies: str | Answer) -> Callable[[Call], str | Answer]:
+    """Replies one after the other, for runs that ask one question at a time; the last one stays."""
+    rest = list(replies)
+    return lambda call: rest.pop(0) if len(rest) > 1 else rest[0]
+
+
 @dataclass
 class Author:
     """A language model by rules: `plan`, `draft` ... are replies, or functions of the call that return one.
@@ -197,7 +210,7 @@ def main(home_folder: str, url: str, replay: str = "") -> None:
         "source": result.source,
         "line": [judged.candidate.id for judged in result.line],
         "candidates": [
-            (one.candidate.id, one.candidate.sha256, [(check, verdict.passed, verdict.error_class) for check, verdict in one.verdicts])
+            (one.candidate.id, one.candidate.sha256, [(check, verdict.error_class) for check, verdict in one.verdicts])
             for one in result.candidates
         ],
         "lessons": lessons,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from neuron_port.drafting.folder import write_draft
@@ -71,3 +74,19 @@ def test_norms_of_every_layer_are_replaced(tmp_path):
     source = kernel(GAIN_BESIDE_ONE_NORM, made.task.name)
     assert graph_recheck(made, CONFIGS["gemma2"])(source) == ""
     assert graph_recheck(made, CONFIGS["gemma2"])(source.replace("operand0=1.0", "operand0=0.0")) != ""
+
+
+def recheck_alone(made, source, layers):
+    """In a model that is exactly so deep."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_draft(Path(folder), made, source, provenance())
+        return recheck_in_graph(CONFIGS["gemma2"], Registry(Path(folder)), [made.task.name], layers=layers)
+
+
+def test_the_model_is_as_deep_as_the_layer_stands():
+    """Gemma 2's second kind of attention stands in layer 1: asked for one layer, the recheck builds two."""
+    made = drafted("gemma2")["model.layers.1.self_attn#attention"].task
+    source = f"import nki\n\n\n@nki.jit\ndef {made.task.name}(query, key, value):\n    return query\n"
+    with pytest.raises(UsageError, match="No layer"):
+        recheck_alone(made, source, layers=1)
+    assert "logits" in graph_recheck(made, CONFIGS["gemma2"], layers=1)(source)

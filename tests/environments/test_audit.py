@@ -70,7 +70,9 @@ def test_the_truth_is_independent(found: BenchTask) -> None:
     """5. The reference is plain torch in a task file that imports neither a kernel nor the simulator."""
     tree = ast.parse((found.folder / "task.py").read_text())
     imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    imported += [
+        alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    ]
     for module in imported:
         assert not module.startswith(("nki", "neuron_port.simulator", "neuron_port.grading")), module
     assert "golden" not in found.task.reference_text

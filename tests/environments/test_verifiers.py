@@ -22,10 +22,6 @@ from neuron_port.environments.verifiers_adapter import KernelTask, load_environm
 EXAMPLES = Path(__file__).parents[2] / "examples" / "verifiers"
 FOUND = load_suite(["swiglu"])[0]
 WRONG, RIGHT = (reply.text for reply in scripted_replies(FOUND) if reply.purpose != "plan")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
 
 HARNESS = '''
 import httpx

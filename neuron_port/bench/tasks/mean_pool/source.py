@@ -16,7 +16,7 @@ def _mean(x, out, tokens, hidden, BLOCK: tl.constexpr):
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < hidden
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for token in range(0, tokens):
+    for token in range(tokens):
         total += tl.load(x + (batch * tokens + token) * hidden + columns, inside, other=0.0).to(tl.float32)
     tl.store(out + batch * hidden + columns, (total / tokens).to(out.dtype.element_ty), inside)
 
