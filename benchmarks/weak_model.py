@@ -34,7 +34,19 @@ def scaled_add(x, y, scale):
     """x + scale * y, element by element."""
     return x + scale * y
 '''
-BUDGET = ["--drafts", "2", "--repairs", "1", "--budget-tokens", "40000", "--max-output-tokens", "400"]
+BUDGET_TOKENS = 40_000
+LIMITS = [
+    "--drafts",
+    "2",
+    "--repairs",
+    "1",
+    "--budget-tokens",
+    f"{BUDGET_TOKENS}",
+    "--max-output-tokens",
+    "400",
+]
+# This server answers one request at a time: a second one makes it break off the first, whose tokens are then lost.
+ONE_AT_A_TIME = ["--llm-concurrency", "1"]
 SIZES = ["-i", "x=TxH", "-i", "y=TxH", "-s", "scale=2.0", "--size", "T=1..40", "--size", "H=32"]
 
 
@@ -49,6 +61,7 @@ def main() -> None:
         print(f"{gguf.name}, context of {arguments.context:,} tokens, llama-cpp-python on loopback")
         for turn in ("first run", "run again"):
             show(turn, place, draft(place, url, environment, arguments.more))
+        calls(place)
         explain(environment)
 
 
@@ -59,7 +72,9 @@ def parse() -> argparse.Namespace:
         "--gguf", type=Path, help="another model's file; default: SmolLM2 135M out of our preset's wheel"
     )
     parser.add_argument("--context", type=int, default=CONTEXT_TOKENS, help="tokens of the model's window")
-    parser.add_argument("--threads", type=int, default=1, help="of the server; more than are free slow it down")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the server; more than are free slow it down"
+    )
     parser.add_argument("more", nargs="*", help="further options of `neuron-port draft`, after --")
     return parser.parse_args()
 
@@ -119,7 +134,7 @@ def draft(
     """`neuron-port draft` on the function, and the seconds that it took."""
     command = [
         sys.executable, "-m", "neuron_port.cli", "draft", f"{folder / 'layer.py'}:scaled_add", *SIZES,
-        "--llm", url, "--output", str(folder / "drafts"), "--json", *BUDGET, *more,
+        "--llm", url, "--output", str(folder / "drafts"), "--json", *LIMITS, *ONE_AT_A_TIME, *more,
     ]  # fmt: skip
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -133,7 +148,8 @@ def show(turn: str, folder: Path, ended: tuple[subprocess.CompletedProcess[str],
         (facts,) = json.loads(done.stdout)
         print(f"  outcome     {facts['outcome']}")
         print(f"  calls       {facts['calls']}, of them {asked(folder)} answered by the model so far")
-        print(f"  tokens      {facts['tokens']:,} of 40,000")
+        kept = "within" if facts["tokens"] <= BUDGET_TOKENS else "BEYOND"
+        print(f"  tokens      {facts['tokens']:,}, {kept} the budget of {BUDGET_TOKENS:,}")
         print(f"  candidates  {facts['candidates']}; kernel: {facts['folder'] or 'none'}")
         print(f"  report      {Path(facts['page']).name}, {Path(facts['page']).stat().st_size:,} bytes")
     for line in done.stderr.splitlines():
@@ -144,6 +160,20 @@ def show(turn: str, folder: Path, ended: tuple[subprocess.CompletedProcess[str],
 def asked(folder: Path) -> int:
     """How many replies are kept."""
     return len(list((folder / "home" / "replies").glob("*/*.json")))
+
+
+def calls(folder: Path) -> None:
+    """Every call of the first run: what it was for, the tokens that it was charged for, how long it took."""
+    print("\ncalls (tokens include those of attempts that broke off):")
+    for file in (folder / "home" / "drafting").glob("*/events.jsonl"):
+        for event in map(json.loads, file.read_text().splitlines()):
+            if event["kind"] in ("call paid", "call failed", "call lost"):
+                cost = event["cost"]
+                tokens = f"{cost['input_tokens']:>7,} in {cost['output_tokens']:>5,} out"
+                ended = event.get("finish", event.get("error_class", ""))
+                print(
+                    f"  {event['purpose']:<8}{event['kind']:<12}{tokens} {cost['seconds']:>6.1f} s  {ended}"
+                )
 
 
 def explain(environment: dict[str, str]) -> None:

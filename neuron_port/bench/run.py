@@ -32,7 +32,7 @@ from neuron_port.grading.grader import verifier_version
 from neuron_port.grading.oracle import DegenerateTaskError
 from neuron_port.grading.verdict import STAGES
 from neuron_port.llm.errors import LanguageModelError
-from neuron_port.llm.messages import LanguageModel, OnText, Price, Reply, Request
+from neuron_port.llm.messages import LanguageModel, MayRetry, OnText, Price, Reply, Request
 from neuron_port.recipe import NKI_VERSION
 from neuron_port.types import digest
 
@@ -56,7 +56,9 @@ class NoCalls:
         self.price: Price | None = model.price
         self.calls = 0
 
-    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
+    def complete(
+        self, request: Request, *, on_text: OnText | None = None, may_retry: MayRetry | None = None
+    ) -> Reply:
         self.calls += 1
         raise CallOnRerunError(
             f"A {request.purpose or 'nameless'} call was wanted, and none may be made here."

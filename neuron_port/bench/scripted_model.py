@@ -13,7 +13,7 @@ from neuron_port.bench.suite import BenchTask
 from neuron_port.drafting.extraction import ExtractionError, extract_code
 from neuron_port.drafting.questions import REDRAFT, REPEAT
 from neuron_port.llm.failures import estimated_usage
-from neuron_port.llm.messages import OnText, Price, Reply, Request, Usage
+from neuron_port.llm.messages import MayRetry, OnText, Price, Reply, Request, Usage
 from neuron_port.types import digest
 
 NAME = "scripted"
@@ -34,7 +34,9 @@ class ScriptedModel:
     def price(self) -> Price | None:
         return None
 
-    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
+    def complete(
+        self, request: Request, *, on_text: OnText | None = None, may_retry: MayRetry | None = None
+    ) -> Reply:
         reply = self._plan(request) if request.purpose == "plan" else self._kernel(request)
         if on_text is not None:
             on_text(reply.text)

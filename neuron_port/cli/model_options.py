@@ -56,5 +56,6 @@ def task_options(function: Any) -> Any:
                      help="Triton or CUDA code that computes the same. Repeatable."),
         click.option("--allow-license", "allowed_licenses", multiple=True, metavar="SPDX",
                      help="Use a source under this licence although it is refused otherwise; recorded. Repeatable."),
-        click.option("--target", default="trn2", show_default=True, help="Chip: inf2, trn1 or trn2."),
+        click.option("--target", type=click.Choice(["inf2", "trn1", "trn2"]), default="trn2", show_default=True,
+                     help="Chip."),
     ])  # fmt: skip

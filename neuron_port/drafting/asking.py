@@ -243,16 +243,30 @@ class Asker:
         return reply
 
     def _call(self, question: _Question, on_text: OnText | None, cancelled: threading.Event) -> Reply:
+        reservation = question.reservation
+        assert reservation is not None, "a call is reserved first"
+        charged = Cost()
+
+        def may_retry(wasted: Usage) -> bool:
+            """Whether the budget has room for another attempt beside what broken ones were charged."""
+            nonlocal charged
+            total = cost_of(wasted, self.model.price)
+            try:
+                reservation.grow(replace(total.beyond(charged), calls=0))
+            except BudgetExhausted:
+                return False
+            charged = total
+            return True
+
         def complete() -> Reply:
-            reply = self.model.complete(question.request, on_text=on_text)
+            reply = self.model.complete(question.request, on_text=on_text, may_retry=may_retry)
             self.replies.keep(question.key, reply)
             return reply
 
-        assert question.reservation is not None, "a call is reserved first"
         with self.throttle.turn(question.worst.tokens) as turn:
             if cancelled.is_set():
                 raise _CancelledError
-            reply, cost = self._pay(complete, question.facts, question.worst, question.reservation)
+            reply, cost = self._pay(complete, question.facts, question.worst, reservation)
             turn.settle(cost.tokens)
         self._paid.add(question.key)
         self._learn(question, reply)

@@ -220,6 +220,12 @@ class Budget:
             level._reserved += worst.known_part
         return Reservation(self, worst)
 
+    def _joined(self) -> None:
+        """Two reservations have become one."""
+        with self._shared.lock:
+            for level in self._chain():
+                level._reservations -= 1
+
     def _spend(self, actual: Cost) -> None:
         self._spent += actual.known_part
         self._unpriced = self._unpriced or actual.usd is None
@@ -265,12 +271,19 @@ class Reservation:
         self.worst = worst
         self._budget: Budget | None = budget
 
-    def settle(self, actual: Cost) -> None:
-        """Replace what was set aside by what was spent.
+    def grow(self, extra: Cost) -> None:
+        """Set more aside for the same call: an attempt that broke off was charged, and another is to be made.
 
-        It counts whole even if it is more: attempts that an endpoint charged and did not finish, and that were made
-        again inside of one call, stand in no worst case.
+        Raises BudgetExhausted, and sets nothing more aside, when a level could be exceeded.
         """
+        assert self._budget is not None, "a reservation ends once"
+        more = self._budget.reserve(extra, what="another attempt at a call that broke off")
+        more._budget = None  # this reservation closes both
+        self.worst = self.worst + extra
+        self._budget._joined()
+
+    def settle(self, actual: Cost) -> None:
+        """Replace what was set aside by what was spent, which counts whole even if it is more."""
         assert self._budget is not None, "a reservation ends once"
         self._budget._close(self.worst, actual)
         self._budget = None

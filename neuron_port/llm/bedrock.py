@@ -15,7 +15,7 @@ import urllib3.exceptions
 from neuron_port.llm.chat_format import Heard, folded
 from neuron_port.llm.errors import LanguageModelError, MissingKeyError, ModelNotFoundError
 from neuron_port.llm.failures import Endpoint, estimated_usage
-from neuron_port.llm.messages import Message, OnText, Price, Reply, Request, Usage
+from neuron_port.llm.messages import MayRetry, Message, OnText, Price, Reply, Request, Usage
 from neuron_port.llm.quirks import ModelQuirks, QuirkMemory, rejected_parameter
 from neuron_port.llm.retry import RetryPolicy, Say, with_retries
 from neuron_port.llm.settings import (
@@ -100,9 +100,11 @@ class BedrockModel:
     def price(self) -> Price | None:
         return self._price
 
-    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
+    def complete(
+        self, request: Request, *, on_text: OnText | None = None, may_retry: MayRetry | None = None
+    ) -> Reply:
         """One reply. After a failed attempt `on_text` hears the new attempt's text from its start."""
-        return with_retries(lambda: self._attempt(request, on_text), self._retry, self._say)
+        return with_retries(lambda: self._attempt(request, on_text), self._retry, self._say, may_retry)
 
     def probe(self) -> Reply:
         """A reply of a few tokens."""

@@ -46,6 +46,11 @@ class Usage:
     estimated: bool = False
 
 
+# Asked before an attempt is repeated, with what the attempts so far were probably charged for: does the budget allow
+# another?
+MayRetry = Callable[[Usage], bool]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Price:
     """US dollars per million tokens, and where that is written."""
@@ -88,7 +93,11 @@ class LanguageModel(Protocol):
         """None: not known; dollars can then not be limited, tokens can."""
         ...
 
-    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply: ...
+    def complete(
+        self, request: Request, *, on_text: OnText | None = None, may_retry: MayRetry | None = None
+    ) -> Reply:
+        """The reply; its usage includes what attempts that broke off were probably charged for."""
+        ...
 
     def probe(self) -> Reply:
         """One tiny call before a run: a wrong key, name or address is found for a few tokens."""

@@ -26,7 +26,7 @@ from neuron_port.llm.chat_format import (
 from neuron_port.llm.deadline import Deadline, OutOfTimeError
 from neuron_port.llm.errors import LanguageModelError
 from neuron_port.llm.failures import Endpoint, estimated_usage
-from neuron_port.llm.messages import Message, OnText, Price, Reply, Request
+from neuron_port.llm.messages import MayRetry, Message, OnText, Price, Reply, Request
 from neuron_port.llm.quirks import LIMITS, ModelQuirks, QuirkMemory, rejected_parameter
 from neuron_port.llm.retry import RetryPolicy, Say, with_retries
 from neuron_port.llm.settings import (
@@ -85,9 +85,11 @@ class OpenAICompatible:
     def price(self) -> Price | None:
         return self._price
 
-    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
+    def complete(
+        self, request: Request, *, on_text: OnText | None = None, may_retry: MayRetry | None = None
+    ) -> Reply:
         """One reply. After a failed attempt `on_text` hears the new attempt's text from its start."""
-        return self._complete(request, on_text, self._retry)
+        return self._complete(request, on_text, self._retry, may_retry)
 
     def probe(self) -> Reply:
         """A reply of a few tokens. A reasoning model may use them up before its first word: that is no failure."""
@@ -100,10 +102,18 @@ class OpenAICompatible:
         with self._client() as client:
             return _listed_models(client)
 
-    def _complete(self, request: Request, on_text: OnText | None, retry: RetryPolicy) -> Reply:
+    def _complete(
+        self,
+        request: Request,
+        on_text: OnText | None,
+        retry: RetryPolicy,
+        may_retry: MayRetry | None = None,
+    ) -> Reply:
         key = request.key(self._name)
         with self._client() as client:
-            return with_retries(lambda: self._attempt(client, request, key, on_text), retry, self._say)
+            return with_retries(
+                lambda: self._attempt(client, request, key, on_text), retry, self._say, may_retry
+            )
 
     def _client(self) -> openai.OpenAI:
         timeout = httpx.Timeout(

@@ -26,7 +26,7 @@ import pydantic
 
 from neuron_port.llm.errors import NoRecordingError
 from neuron_port.llm.failures import estimated_usage
-from neuron_port.llm.messages import LanguageModel, Message, OnText, Price, Reply, Request, Usage
+from neuron_port.llm.messages import LanguageModel, MayRetry, Message, OnText, Price, Reply, Request, Usage
 from neuron_port.types import from_json, to_json
 
 Exchanges = Literal["recorded", "scripted"]
@@ -91,7 +91,9 @@ class ReplayModel:
     def recorded_model(self) -> str:
         return self._header.model
 
-    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
+    def complete(
+        self, request: Request, *, on_text: OnText | None = None, may_retry: MayRetry | None = None
+    ) -> Reply:
         """The exchange with the request's key, else the next of its purpose; NoRecordingError when there is none."""
         exchange = self._find(request)
         reply = exchange.reply
@@ -150,8 +152,10 @@ class Recorder:
     def price(self) -> Price | None:
         return self._model.price
 
-    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
-        reply = self._model.complete(request, on_text=on_text)
+    def complete(
+        self, request: Request, *, on_text: OnText | None = None, may_retry: MayRetry | None = None
+    ) -> Reply:
+        reply = self._model.complete(request, on_text=on_text, may_retry=may_retry)
         key = request.key(self._model.name)
         exchange = Exchange(purpose=request.purpose, key=key, reply=reply, messages=request.messages)
         self._append(to_json(exchange))

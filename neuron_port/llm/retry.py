@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from neuron_port.llm.errors import LanguageModelError
-from neuron_port.llm.messages import Reply, Usage
+from neuron_port.llm.messages import MayRetry, Reply, Usage
 
 Say = Callable[[str], None]
 
@@ -44,10 +44,16 @@ class RetryPolicy:
         )
 
 
-def with_retries(attempt: Callable[[], Reply], policy: RetryPolicy, say: Say | None = None) -> Reply:
+def with_retries(
+    attempt: Callable[[], Reply],
+    policy: RetryPolicy,
+    say: Say | None = None,
+    may_retry: MayRetry | None = None,
+) -> Reply:
     """The reply of the first attempt that succeeds; its usage includes what failed attempts were probably charged for.
 
-    `say` hears one sentence before each wait. An error that is not transient, or the last one, is raised.
+    `say` hears one sentence before each wait. `may_retry` decides whether what was charged for nothing leaves enough
+    for another attempt. An error that is not transient, or the last one, is raised.
     """
     waited_seconds = 0.0
     wasted: Usage | None = None
@@ -61,7 +67,8 @@ def with_retries(attempt: Callable[[], Reply], policy: RetryPolicy, say: Say | N
                 raise
             delay_seconds = policy.delay_seconds(failures, error)
             over = waited_seconds + delay_seconds > policy.total_wait_seconds
-            if failures == policy.attempts or over:
+            refused = wasted is not None and may_retry is not None and not may_retry(wasted)
+            if failures == policy.attempts or over or refused:
                 raise error.given_up(failures, waited_seconds, wasted) from None
             if say is not None:
                 say(

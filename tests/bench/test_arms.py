@@ -21,7 +21,7 @@ from neuron_port.drafting.memory_records import Exemplar
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.errors import UsageError
 from neuron_port.grading.verdict import Verdict
-from neuron_port.llm.messages import Message, OnText, Reply, Request
+from neuron_port.llm.messages import MayRetry, Message, OnText, Reply, Request
 from neuron_port.recipe import NKI_VERSION
 from neuron_port.task import VERIFIER_VERSION
 from tests.bench.small_suite import line_tasks, write_echo, write_line
@@ -45,7 +45,9 @@ class Counted:
     def price(self) -> None:
         return None
 
-    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
+    def complete(
+        self, request: Request, *, on_text: OnText | None = None, may_retry: MayRetry | None = None
+    ) -> Reply:
         if len(self.asked) == self.stop_at:
             raise KeyboardInterrupt
         self.asked.append(request.key(self.name))

@@ -10,6 +10,7 @@ import pytest
 from neuron_port.bench.results import SCRIPTED_NOTE
 from neuron_port.cli import main
 from tests.bench.small_suite import write_line
+from tests.llm.scripted_server import ScriptedServer
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,31 @@ def test_scripted_replies_are_named_in_every_output(
         **written,
         "conditions": {**written["conditions"], "date": ""},
     }
+
+
+def test_an_endpoint_is_measured_live_and_had_again_from_its_replies(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The price and the origin of replies stand in the results; with --replay nothing is asked of the endpoint."""
+    write_line(tmp_path / "tasks")
+    golden = (tmp_path / "tasks" / "line" / "golden.py").read_text()
+    with ScriptedServer(lambda call: f"```python\n{golden}```") as server:
+        model = ("--llm", f"{server.url}#scripted", "--llm-price", "1,2", "--quiet", "--json")
+        arguments = ("--suite", "./tasks", "--arms", "one-shot", "--k", "1", "--no-plan", *model)
+        code, out, err = run(capsys, *arguments)
+        assert code == 0, err
+        asked = len(server.calls)
+        live = json.loads(out)
+        code, out, err = run(capsys, *arguments, "--replay")
+        assert code == 0, err
+        assert len(server.calls) == asked
+    assert live["conditions"]["replies"] == "live"
+    assert json.loads(out)["conditions"]["replies"] == "recorded"
+    assert json.loads(out)["arms"] == live["arms"]
+    (arm,) = live["arms"]
+    assert arm["admitted"] == 1
+    assert arm["median_cost_usd"] == arm["cost_per_kernel_usd"] > 0
+    assert not any("says nothing about any model" in note for note in live["notes"])
 
 
 def test_a_dry_run_prints_the_worst_case_and_writes_nothing(

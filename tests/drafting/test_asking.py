@@ -19,7 +19,7 @@ from neuron_port.drafting.record_cache import RecordCache, open_replies, open_ve
 from neuron_port.errors import UsageError
 from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.errors import LanguageModelError, TruncatedReplyError, WrongKeyError
-from neuron_port.llm.messages import Message, OnText, Price, Reply, Request, Usage
+from neuron_port.llm.messages import MayRetry, Message, OnText, Price, Reply, Request, Usage
 from neuron_port.llm.throttle import Throttle
 from neuron_port.types import CaseResult, to_json
 
@@ -37,7 +37,9 @@ class ScriptedModel:
         self.asked: list[str] = []
         self._script = script or answer
 
-    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
+    def complete(
+        self, request: Request, *, on_text: OnText | None = None, may_retry: MayRetry | None = None
+    ) -> Reply:
         self.asked.append(request.messages[-1].content)
         reply = self._script(request)
         if on_text is not None:

@@ -94,7 +94,7 @@ def blocked(rows: int) -> str:
     return BLOCKED.replace("ROWS = 4", f"ROWS = {rows}")
 
 
-START = blocked(4)
+START = blocked(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def test_every_kind_of_attempt(studio: Studio, tmp_path: Path) -> None:
     """Slower, wrong, no change, refused in review, unreadable review: only the last attempt, right and faster, counts."""
     author = Author({
         "optimize": in_turn(
-            fenced(blocked(2)), fenced(SUBTRACTS), "NO CHANGE: it is bound by latency.", fenced(blocked(16)),
+            fenced(blocked(1)), fenced(SUBTRACTS), "NO CHANGE: it is bound by latency.", fenced(blocked(16)),
             fenced(blocked(32)), fenced(GOOD),
         ),
         "review": in_turn(DOUBTFUL, "Looks good to me!", ACCEPTED),
@@ -170,11 +170,11 @@ def test_beam_goes_on_from_the_fastest(studio: Studio, tmp_path: Path) -> None:
     def attempt(call: Call) -> str:
         return next(first, fenced(GOOD))
 
-    options = OptimizeOptions(directions=1, rounds=3, beam=1)
+    options = OptimizeOptions(directions=1, rounds=3, beam=1, margin=0.03)
     with ScriptedServer(Author({"optimize": attempt, "review": ACCEPTED})) as server:
         result = studio.run(server, tmp_path, options)
     asked = [call.last_message for call in server.calls if purpose_of(call) == "optimize"]
-    assert ["ROWS = 4\n" in asked[0], "ROWS = 16\n" in asked[1], "ROWS = 32\n" in asked[2]] == [True] * 3
+    assert ["ROWS = 2\n" in asked[0], "ROWS = 16\n" in asked[1], "ROWS = 32\n" in asked[2]] == [True] * 3
     candidates = read_candidates(read_events(result.folder))
     assert [one.candidate.parent for one in candidates.values()] == [None, "0.0", "1.1", "1.2"]
     assert len(result.after.directions) == 3

@@ -113,7 +113,7 @@ def test_cached_tokens_cost_less(connect: Connect) -> None:
         {"system"},
         {"temperature", "max_tokens", "stream", "system"},
     ],
-    ids="+".join,
+    ids=lambda rejected: "+".join(sorted(rejected)),
 )
 def test_rejected_parameters_are_learnt(connect: Connect, said: list[str], rejected: set[str]) -> None:
     """Each rejected parameter costs one request; the next model object, from disk, asks right at once."""

@@ -1,0 +1,46 @@
+"""What the tests of `draft`, `verify`, `optimize` and `explain` share: a user's file, its kernel, and a scripted model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.llm.scripted_server import ScriptedServer
+
+LAYER = '''"""A function of a user's own."""
+
+import torch
+
+
+def square_plus(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The square of each element, plus a bias for each feature."""
+    return x * x + bias
+'''
+SHAPES = ("-i", "x=TxH", "-i", "bias=H", "--size", "T=1..6", "--size", "H=8")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with `layer.py`, which is also the current one, with a home of its own and a key."""
+    monkeypatch.setenv("NEURON_PORT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "layer.py").write_text(LAYER)
+    return tmp_path
+
+
+def model_at(server: ScriptedServer) -> tuple[str, str]:
+    """The options that choose it."""
+    return ("--llm", f"{server.url}#scripted")
+
+
+@contextlib.contextmanager
+def nothing_listens() -> Iterator[str]:
+    """The address of a server that was there a moment ago."""
+    with ScriptedServer([]) as server:
+        url = server.url
+    yield url
