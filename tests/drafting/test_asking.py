@@ -18,10 +18,13 @@ from neuron_port.drafting.journal import Journal
 from neuron_port.drafting.record_cache import RecordCache, open_replies, open_verdicts, verdict_key
 from neuron_port.errors import UsageError
 from neuron_port.grading.verdict import Verdict
+from neuron_port.llm.choose import choose_model
 from neuron_port.llm.errors import LanguageModelError, TruncatedReplyError, WrongKeyError
 from neuron_port.llm.messages import MayRetry, Message, OnText, Price, Reply, Request, Usage
+from neuron_port.llm.retry import RetryPolicy
 from neuron_port.llm.throttle import Throttle
 from neuron_port.types import CaseResult, to_json
+from tests.llm.scripted_server import Answer, ScriptedServer
 
 PRICE = Price(input_usd=1.0, output_usd=10.0)
 Script = Callable[[Request], Reply]
@@ -491,3 +494,18 @@ def test_budget_of_a_new_run_is_empty(run: Run) -> None:
     """A run that was never opened before has spent nothing."""
     assert isinstance(run.budget, Budget)
     assert run.budget.spent.calls == 0
+
+
+@pytest.mark.parametrize(("tokens", "attempts"), [(600, 1), (100_000, 4)])
+def test_broken_attempts_stay_within_the_budget(tmp_path: Path, tokens: int, attempts: int) -> None:
+    """A stream that always breaks off is tried again as often as the policy says, but not beyond the budget."""
+    policy = RetryPolicy(attempts=4, sleep=lambda seconds: None)
+    cut = Answer(text="word " * 400, cut_after=2)
+    with ScriptedServer(lambda call: cut) as server, Run(tmp_path, BudgetLimits(tokens=tokens)) as run:
+        model = choose_model(f"{server.url}#scripted", api_key="k", home=tmp_path, retry=policy)
+        asker = Asker(model, run.journal, run.replies)
+        with pytest.raises(TruncatedReplyError):
+            asker.ask(question("a" * 400), run.budget)
+        assert len(server.calls) == attempts
+        assert 0 < run.budget.spent.tokens <= tokens
+        assert run.budget.left().tokens == tokens - run.budget.spent.tokens
