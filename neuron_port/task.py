@@ -2,8 +2,8 @@
 
 A task is a recipe without its kernel: an operator's schema, a torch reference that says what is right, cases with named
 sizes, and the GPU sources that a kernel may be drafted from. Three things become tasks: a recipe
-(`grading/recipe_task.py`), a layer of a model (`drafting/layers.py`), and a function in a file of the user's own
-(`drafting/function_task.py`). Nothing here imports torch.
+(`grading/recipe_task.py`), a layer of a model (`drafting/subjects/layers.py`), and a function in a file of the user's own
+(`drafting/subjects/function_task.py`). Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from neuron_port.drafting.files import make_folder, sync_folder
-from neuron_port.drafting.memory import Memory, Recalled
+from neuron_port.drafting.keeping.files import make_folder, sync_folder
+from neuron_port.drafting.memory.lessons import Memory, Recalled
 from neuron_port.recipe import NKI_VERSION
 from neuron_port.registry import RegisteredRecipe, Registry
 from neuron_port.task import VERIFIER_VERSION, KernelTask

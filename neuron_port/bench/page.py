@@ -21,7 +21,7 @@ from neuron_port.bench.arms import ARMS
 from neuron_port.bench.metrics import ArmSummary
 from neuron_port.bench.results import BenchResults
 from neuron_port.bench.table import cost_rows, percent, rate_rows, task_rows
-from neuron_port.drafting.files import replace_file
+from neuron_port.drafting.keeping.files import replace_file
 
 PAGE_FILE = "bench.html"
 STYLES = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neuron_port.bench.metrics import ArmSummary, TaskResult
-from neuron_port.drafting.files import make_folder, replace_file
+from neuron_port.drafting.keeping.files import make_folder, replace_file
 from neuron_port.types import to_json
 
 RepliesKind = Literal["live", "recorded", "scripted"]

@@ -19,12 +19,12 @@ from neuron_port.bench.held_out import FrozenMemory, recipes_that_solve
 from neuron_port.bench.metrics import TaskResult, summarize
 from neuron_port.bench.results import BenchResults, Conditions, RepliesKind, Rerun
 from neuron_port.bench.suite import BenchTask
-from neuron_port.drafting.cost import Cost, PlannedCalls, cost_of
 from neuron_port.drafting.drafts import remaining
-from neuron_port.drafting.journal import read_events
+from neuron_port.drafting.keeping.journal import read_events
 from neuron_port.drafting.loop import DraftResult, draft, run_key
 from neuron_port.drafting.options import DraftOptions
-from neuron_port.drafting.prompting import prompts_digest
+from neuron_port.drafting.prompts.prompting import prompts_digest
+from neuron_port.drafting.spending.cost import Cost, PlannedCalls, cost_of
 from neuron_port.drafting.tree import error_counts
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.errors import NeuronPortError

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from neuron_port.bench.scripts import ScriptedReply, scripted_replies
 from neuron_port.bench.suite import BenchTask
-from neuron_port.drafting.extraction import ExtractionError, extract_code
-from neuron_port.drafting.questions import REDRAFT, REPEAT
+from neuron_port.drafting.prompts.questions import REDRAFT, REPEAT
+from neuron_port.drafting.replies.extraction import ExtractionError, extract_code
 from neuron_port.llm.failures import estimated_usage
 from neuron_port.llm.messages import MayRetry, OnText, Price, Reply, Request, Usage
 from neuron_port.types import digest

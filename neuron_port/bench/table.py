@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from neuron_port.bench.results import BenchResults
-from neuron_port.drafting.cost import dollars
+from neuron_port.drafting.spending.cost import dollars
 
 ERRORS_SHOWN = 12
 NOTHING = "-"

@@ -197,7 +197,7 @@ def _open(
 
 
 def _open_output(folder: Path) -> None:
-    from neuron_port.drafting.files import make_folder
+    from neuron_port.drafting.keeping.files import make_folder
     from neuron_port.store import Store
 
     with Store(folder).writing(folder):
@@ -206,7 +206,7 @@ def _open_output(folder: Path) -> None:
 
 def _seed(output: Path) -> int:
     """The seed of the benchmark in this folder: drawn the first time, so that a resumed one has the same cases."""
-    from neuron_port.drafting.files import replace_file
+    from neuron_port.drafting.keeping.files import replace_file
 
     file = output / SEED_FILE
     if not file.exists():

@@ -14,9 +14,9 @@ from neuron_port.cli.model_options import executor_options, language_model_optio
 from neuron_port.cli.opening import cost_words, open_workshop, quiet, say
 
 if TYPE_CHECKING:
-    from neuron_port.drafting.cost import PlannedCalls
     from neuron_port.drafting.drafts import Drafted
     from neuron_port.drafting.options import DraftOptions
+    from neuron_port.drafting.spending.cost import PlannedCalls
     from neuron_port.drafting.workshop import Workshop
 
 NO_KERNEL = 1
@@ -137,7 +137,7 @@ def cost_table(options: DraftOptions, workshop: Workshop, tasks: int) -> str:
 
 def table_text(planned: Sequence[PlannedCalls], workshop: Workshop, what: str) -> str:
     """Planned calls with their worst case, and what the budget allows of it."""
-    from neuron_port.drafting.cost import plan_cost
+    from neuron_port.drafting.spending.cost import plan_cost
 
     rows = plan_cost(planned, workshop.model.price).table()
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

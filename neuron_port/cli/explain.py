@@ -21,7 +21,7 @@ def explain(name: str | None, page: Path | None, candidate: str | None, as_json:
 
     Without a name, list all runs.
     """
-    from neuron_port.drafting.journal import find_runs, list_runs
+    from neuron_port.drafting.keeping.journal import find_runs, list_runs
     from neuron_port.drafting.page import write_story
     from neuron_port.drafting.tree import headline, read_story, story_facts, story_text
     from neuron_port.errors import UsageError

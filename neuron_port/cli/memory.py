@@ -10,7 +10,7 @@ from neuron_port.cli.opening import home_folder
 
 
 def _open() -> Any:
-    from neuron_port.drafting.memory import Memory
+    from neuron_port.drafting.memory.lessons import Memory
     from neuron_port.recipe import NKI_VERSION
     from neuron_port.task import VERIFIER_VERSION
 

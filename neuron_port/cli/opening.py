@@ -13,7 +13,7 @@ import click
 from neuron_port.errors import UsageError
 
 if TYPE_CHECKING:
-    from neuron_port.drafting.budget import BudgetLimits
+    from neuron_port.drafting.spending.budget import BudgetLimits
     from neuron_port.drafting.workshop import Workshop
     from neuron_port.llm.messages import Price
 
@@ -56,7 +56,7 @@ def open_workshop(
         UsageError: an option that cannot be used.
         LanguageModelError: no key, or no such model.
     """
-    from neuron_port.drafting.memory import Memory
+    from neuron_port.drafting.memory.lessons import Memory
     from neuron_port.drafting.workshop import Workshop
     from neuron_port.llm.choose import choose_model
     from neuron_port.llm.throttle import Throttle
@@ -88,7 +88,7 @@ def limits_of(
     usd: float | None, tokens: int | None, calls: int | None, seconds: float | None
 ) -> BudgetLimits:
     """The limits of a run; tokens are always limited."""
-    from neuron_port.drafting.budget import BudgetLimits
+    from neuron_port.drafting.spending.budget import BudgetLimits
 
     return BudgetLimits(usd=usd, tokens=tokens or DEFAULT_TOKENS, calls=calls, seconds=seconds)
 
@@ -115,7 +115,7 @@ def parse_price(text: str | None) -> Price | None:
 
 def cost_words(cost: Any) -> str:
     """A cost in words: "12 calls, 96,300 tokens, $0.42"."""
-    from neuron_port.drafting.cost import dollars
+    from neuron_port.drafting.spending.cost import dollars
 
     usd = "price unknown" if cost.usd is None else dollars(cost.usd)
     return f"{cost.calls} calls, {cost.tokens:,} tokens, {usd}"

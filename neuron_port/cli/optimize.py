@@ -98,8 +98,8 @@ def optimize(
 
 def _worst_case(options: Any, workshop: Any) -> str:
     from neuron_port.cli.draft import table_text
-    from neuron_port.drafting.cost import PlannedCalls, estimate_tokens
     from neuron_port.drafting.options import MAX_OUTPUT_TOKENS, PROMPT_CHARACTERS, REVIEW_OUTPUT_TOKENS
+    from neuron_port.drafting.spending.cost import PlannedCalls, estimate_tokens
 
     attempts = options.rounds * options.directions
     prompt = estimate_tokens("x" * PROMPT_CHARACTERS)

@@ -51,8 +51,8 @@ def subject_of(
     allowed_licenses: tuple[str, ...],
 ) -> Subject:
     """The function in a file, as something that a kernel can be drafted for."""
-    from neuron_port.drafting.function_task import function_task
-    from neuron_port.drafting.sources import load_sources
+    from neuron_port.drafting.sources.loading import load_sources
+    from neuron_port.drafting.subjects.function_task import function_task
 
     loaded = tuple(
         source for path in sources for source in load_sources(path, allow_licenses=allowed_licenses)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from neuron_port.drafting.journal import Journal
+from neuron_port.drafting.keeping.journal import Journal
 from neuron_port.grading.verdict import STAGES, Verdict
 from neuron_port.types import from_json, to_json
 

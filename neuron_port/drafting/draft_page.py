@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from neuron_port.drafting.code_layout import LINE_LENGTH
+from neuron_port.drafting.subjects.code_layout import LINE_LENGTH
 from neuron_port.recipe import NKI_VERSION
 from neuron_port.task import KernelTask
 from neuron_port.types import CaseResult

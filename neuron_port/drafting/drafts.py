@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neuron_port.drafting.budget import BudgetLimits
-from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.folder import Provenance, Subject, write_draft
-from neuron_port.drafting.journal import FoundRun, list_runs
+from neuron_port.drafting.keeping.journal import FoundRun, list_runs
 from neuron_port.drafting.loop import REUSED, DraftResult, Recheck, draft
 from neuron_port.drafting.options import DraftOptions
 from neuron_port.drafting.page import write_story
+from neuron_port.drafting.spending.budget import BudgetLimits
+from neuron_port.drafting.spending.cost import Cost
 from neuron_port.drafting.tree import read_story
 from neuron_port.drafting.workshop import Say, Workshop, silent
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.draft_page import adopted_page, draft_page, kernel_header
-from neuron_port.drafting.files import make_folder, replace_file, sync_folder
-from neuron_port.drafting.licences import objection
+from neuron_port.drafting.keeping.files import make_folder, replace_file, sync_folder
+from neuron_port.drafting.sources.licences import objection
+from neuron_port.drafting.spending.cost import Cost
 from neuron_port.errors import RecipeError
 from neuron_port.grading.verdict import Verdict
 from neuron_port.recipe import NKI_VERSION

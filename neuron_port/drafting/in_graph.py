@@ -20,8 +20,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.folder import Provenance, Subject, write_draft
+from neuron_port.drafting.spending.cost import Cost
 from neuron_port.errors import UsageError
 from neuron_port.execution import KernelOperator, simulated_operator
 from neuron_port.grading.verdict import Verdict

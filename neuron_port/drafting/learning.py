@@ -14,11 +14,11 @@ from itertools import pairwise
 from typing import Any
 
 from neuron_port.drafting.candidates import Judged
-from neuron_port.drafting.feedback import called_instructions
-from neuron_port.drafting.journal import Journal
-from neuron_port.drafting.memory import Exemplar, Fix, Memory, Purpose
-from neuron_port.drafting.primitives import primitives_in, primitives_of
-from neuron_port.drafting.questions import ShownKernel
+from neuron_port.drafting.keeping.journal import Journal
+from neuron_port.drafting.memory.lessons import Exemplar, Fix, Memory, Purpose
+from neuron_port.drafting.prompts.feedback import called_instructions
+from neuron_port.drafting.prompts.primitives import primitives_in, primitives_of
+from neuron_port.drafting.prompts.questions import ShownKernel
 from neuron_port.registry import Registry
 from neuron_port.task import KernelTask
 

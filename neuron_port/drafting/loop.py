@@ -16,18 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from neuron_port.drafting.asking import Asker, resume_budget
-from neuron_port.drafting.budget import Budget, BudgetExhausted
 from neuron_port.drafting.candidates import Candidate, Judged, RunLog
-from neuron_port.drafting.cost import Cost
-from neuron_port.drafting.extraction import ExtractionError, extract_code, normalised_digest
-from neuron_port.drafting.feedback import Attempt, Rung, next_rung
-from neuron_port.drafting.journal import Journal, RunDescription, run_folder
+from neuron_port.drafting.keeping.journal import Journal, RunDescription, run_folder
 from neuron_port.drafting.learning import Taken, known_kernels, leave, leave_failure, notes_on, take
 from neuron_port.drafting.options import DraftOptions
-from neuron_port.drafting.planning import Plan, PlanError, check_plan, parse_plan
-from neuron_port.drafting.prompting import prompts_digest
-from neuron_port.drafting.questions import Questions
+from neuron_port.drafting.prompts.feedback import Attempt, Rung, next_rung
+from neuron_port.drafting.prompts.prompting import prompts_digest
+from neuron_port.drafting.prompts.questions import Questions
+from neuron_port.drafting.replies.extraction import ExtractionError, extract_code, normalised_digest
+from neuron_port.drafting.replies.planning import Plan, PlanError, check_plan, parse_plan
+from neuron_port.drafting.spending.asking import Asker, resume_budget
+from neuron_port.drafting.spending.budget import Budget, BudgetExhausted
+from neuron_port.drafting.spending.cost import Cost
 from neuron_port.drafting.trying import Trier
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.llm.errors import LanguageModelError

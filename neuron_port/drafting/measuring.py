@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from neuron_port.drafting.briefing import case_line
+from neuron_port.drafting.prompts.briefing import case_line
 from neuron_port.errors import NeuronPortError
 from neuron_port.grading.oracle import case_seed, case_truth
 from neuron_port.recipe import Case

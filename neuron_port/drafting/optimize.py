@@ -15,21 +15,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from neuron_port.drafting.asking import Asker, resume_budget
-from neuron_port.drafting.briefing import REVIEW_QUESTIONS
-from neuron_port.drafting.budget import BudgetExhausted
 from neuron_port.drafting.candidates import Candidate, RunLog
-from neuron_port.drafting.cost import Cost
-from neuron_port.drafting.extraction import ExtractionError, extract_code, normalised_digest
-from neuron_port.drafting.feedback import called_instructions
-from neuron_port.drafting.journal import Journal, RunDescription, run_folder
+from neuron_port.drafting.keeping.journal import Journal, RunDescription, run_folder
 from neuron_port.drafting.learning import family_of, notes_on
 from neuron_port.drafting.measuring import Measured, UnmeasurableError, measure
-from neuron_port.drafting.memory import DeadEnd, Lever
+from neuron_port.drafting.memory.lessons import DeadEnd, Lever
 from neuron_port.drafting.options import DraftOptions
-from neuron_port.drafting.prompting import as_line, prompts_digest
-from neuron_port.drafting.questions import Questions
-from neuron_port.drafting.replies import without_thoughts
+from neuron_port.drafting.prompts.briefing import REVIEW_QUESTIONS
+from neuron_port.drafting.prompts.feedback import called_instructions
+from neuron_port.drafting.prompts.prompting import as_line, prompts_digest
+from neuron_port.drafting.prompts.questions import Questions
+from neuron_port.drafting.replies.extraction import ExtractionError, extract_code, normalised_digest
+from neuron_port.drafting.replies.parts import without_thoughts
+from neuron_port.drafting.spending.asking import Asker, resume_budget
+from neuron_port.drafting.spending.budget import BudgetExhausted
+from neuron_port.drafting.spending.cost import Cost
 from neuron_port.drafting.trying import Trier
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.errors import ParityError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuron_port.drafting.cost import PlannedCalls, estimate_tokens
+from neuron_port.drafting.spending.cost import PlannedCalls, estimate_tokens
 from neuron_port.errors import UsageError
 
 # Replies are code: 300 lines of it are about 4,000 tokens, and some models think before they write.

@@ -18,8 +18,8 @@ import jinja2
 from markupsafe import Markup
 
 from neuron_port.drafting.candidates import Judged
-from neuron_port.drafting.cost import dollars
-from neuron_port.drafting.files import replace_file
+from neuron_port.drafting.keeping.files import replace_file
+from neuron_port.drafting.spending.cost import dollars
 from neuron_port.drafting.tree import Story, candidate_line, error_counts, result_words
 from neuron_port.grading.verdict import STAGES
 

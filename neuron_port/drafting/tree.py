@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuron_port.drafting.candidates import Judged, read_candidates
-from neuron_port.drafting.cost import Cost, dollars
-from neuron_port.drafting.journal import FoundRun, RunState, fold, read_events
+from neuron_port.drafting.keeping.journal import FoundRun, RunState, fold, read_events
+from neuron_port.drafting.spending.cost import Cost, dollars
 from neuron_port.grading.verdict import Verdict
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
-from neuron_port.drafting.record_cache import verdict_key
+from neuron_port.drafting.keeping.record_cache import verdict_key
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.grading.grader import Grader, verifier_version
 from neuron_port.grading.verdict import Verdict

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuron_port.drafting.budget import BudgetLimits
-from neuron_port.drafting.memory import Memory
-from neuron_port.drafting.record_cache import RecordCache, open_replies, open_verdicts
+from neuron_port.drafting.keeping.record_cache import RecordCache, open_replies, open_verdicts
+from neuron_port.drafting.memory.lessons import Memory
+from neuron_port.drafting.spending.budget import BudgetLimits
 from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.messages import LanguageModel, Reply
 from neuron_port.llm.throttle import Throttle

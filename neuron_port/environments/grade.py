@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from neuron_port.drafting.extraction import ExtractionError, extract_code
+from neuron_port.drafting.replies.extraction import ExtractionError, extract_code
 from neuron_port.environments.intent import is_cheat
 from neuron_port.errors import UsageError
 from neuron_port.grading.gates import check_source_cheaply

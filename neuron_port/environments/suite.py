@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from neuron_port.bench.suite import load_suite
-from neuron_port.drafting.dialect import dialect_slice, primitives_of
-from neuron_port.drafting.prompting import render
+from neuron_port.drafting.prompts.dialect import dialect_slice, primitives_of
+from neuron_port.drafting.prompts.prompting import render
 from neuron_port.environments.grade import (
     DEFAULT_REWARD,
     Grade,

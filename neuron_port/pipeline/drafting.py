@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.drafts import Drafted, Shelf, draft_one, remaining
 from neuron_port.drafting.in_graph import graph_recheck
-from neuron_port.drafting.layers import DraftableLayer, draftable_layers
 from neuron_port.drafting.options import DraftOptions
+from neuron_port.drafting.spending.cost import Cost
+from neuron_port.drafting.subjects.layers import DraftableLayer, draftable_layers
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.workbench import Workbench

@@ -15,9 +15,9 @@ from neuron_port.bench.results import SCRIPTED_NOTE
 from neuron_port.bench.run import Benchmark, UnfinishedError
 from neuron_port.bench.scripted_model import ScriptedModel
 from neuron_port.bench.suite import BenchTask, load_suite
-from neuron_port.drafting.budget import BudgetLimits
-from neuron_port.drafting.memory import Memory
-from neuron_port.drafting.memory_records import Exemplar
+from neuron_port.drafting.memory.lessons import Memory
+from neuron_port.drafting.memory.records import Exemplar
+from neuron_port.drafting.spending.budget import BudgetLimits
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.errors import UsageError
 from neuron_port.grading.verdict import Verdict

@@ -8,8 +8,8 @@ import pytest
 
 from neuron_port.bench.scripts import ScriptedReply, exchange, scripted_replies
 from neuron_port.bench.suite import BenchTask, load_suite
-from neuron_port.drafting.extraction import ExtractionError, extract_code
-from neuron_port.drafting.planning import check_plan, parse_plan
+from neuron_port.drafting.replies.extraction import ExtractionError, extract_code
+from neuron_port.drafting.replies.planning import check_plan, parse_plan
 from neuron_port.errors import UsageError
 from neuron_port.grading.grader import Grader
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import openai.resources.chat  # noqa: F401  (the package imports it late; here, once, in the template process)
 
-from neuron_port.drafting.asking import Asker, resume_budget
-from neuron_port.drafting.budget import BudgetLimits
-from neuron_port.drafting.files import replace_file
-from neuron_port.drafting.journal import Journal, RunDescription, run_folder
-from neuron_port.drafting.record_cache import RecordCache, open_replies, open_verdicts, verdict_key
+from neuron_port.drafting.keeping.files import replace_file
+from neuron_port.drafting.keeping.journal import Journal, RunDescription, run_folder
+from neuron_port.drafting.keeping.record_cache import RecordCache, open_replies, open_verdicts, verdict_key
+from neuron_port.drafting.spending.asking import Asker, resume_budget
+from neuron_port.drafting.spending.budget import BudgetLimits
 from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.choose import choose_model
 from neuron_port.llm.messages import Message, Price, Reply, Request

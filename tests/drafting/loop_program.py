@@ -17,12 +17,12 @@ from typing import Any
 
 import openai.resources.chat  # noqa: F401  (the package imports it late; here, once, in the template process)
 
-from neuron_port.drafting.budget import BudgetLimits
-from neuron_port.drafting.files import replace_file
-from neuron_port.drafting.journal import Journal, run_folder
+from neuron_port.drafting.keeping.files import replace_file
+from neuron_port.drafting.keeping.journal import Journal, run_folder
 from neuron_port.drafting.loop import draft, run_key
-from neuron_port.drafting.memory import Memory
+from neuron_port.drafting.memory.lessons import Memory
 from neuron_port.drafting.options import DraftOptions
+from neuron_port.drafting.spending.budget import BudgetLimits
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.llm.choose import choose_model
 from neuron_port.llm.messages import Price

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from neuron_port.drafting.asking import Asker, ReplayMissError, resume_budget
-from neuron_port.drafting.budget import Budget, BudgetExhausted, BudgetLimits
-from neuron_port.drafting.cost import worst_case
-from neuron_port.drafting.journal import Journal
-from neuron_port.drafting.record_cache import RecordCache, open_replies, open_verdicts, verdict_key
+from neuron_port.drafting.keeping.journal import Journal
+from neuron_port.drafting.keeping.record_cache import RecordCache, open_replies, open_verdicts, verdict_key
+from neuron_port.drafting.spending.asking import Asker, ReplayMissError, resume_budget
+from neuron_port.drafting.spending.budget import Budget, BudgetExhausted, BudgetLimits
+from neuron_port.drafting.spending.cost import worst_case
 from neuron_port.errors import UsageError
 from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.choose import choose_model

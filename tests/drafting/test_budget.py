@@ -7,8 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
-from neuron_port.drafting.budget import Budget, BudgetExhausted, BudgetLimits, Spending
-from neuron_port.drafting.cost import Cost, PlannedCalls, cost_of, estimate_tokens, plan_cost, worst_case
+from neuron_port.drafting.spending.budget import Budget, BudgetExhausted, BudgetLimits, Spending
+from neuron_port.drafting.spending.cost import (
+    Cost,
+    PlannedCalls,
+    cost_of,
+    estimate_tokens,
+    plan_cost,
+    worst_case,
+)
 from neuron_port.errors import UsageError
 from neuron_port.llm.messages import Message, Price, Request, Usage
 

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from neuron_port.drafting.dialect import (
+from neuron_port.drafting.prompts.dialect import (
     BASICS,
     MAXIMUM_CHARACTERS,
     PRIMITIVES,
@@ -22,9 +22,9 @@ from neuron_port.drafting.dialect import (
     primitives_of,
     slice_sections,
 )
-from neuron_port.drafting.exemplars import recipe_functions, use_of
-from neuron_port.drafting.planning import Plan, Step
-from neuron_port.drafting.prompting import PromptError
+from neuron_port.drafting.prompts.exemplars import recipe_functions, use_of
+from neuron_port.drafting.prompts.prompting import PromptError
+from neuron_port.drafting.replies.planning import Plan, Step
 from neuron_port.registry import data_folder
 from neuron_port.simulator import SimulatorError, load_kernel_source, run_kernel
 from neuron_port.simulator.linting.catalogue import RULES

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuron_port.drafting.extraction import ExtractionError, extract_code, normalised_digest
-from neuron_port.drafting.replies import fenced_blocks, without_thoughts
+from neuron_port.drafting.replies.extraction import ExtractionError, extract_code, normalised_digest
+from neuron_port.drafting.replies.parts import fenced_blocks, without_thoughts
 
 MODULE = '''"""Add one."""
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuron_port.drafting.briefing import question
-from neuron_port.drafting.dialect import instruction_entry
-from neuron_port.drafting.feedback import (
+from neuron_port.drafting.prompts.briefing import question
+from neuron_port.drafting.prompts.dialect import instruction_entry
+from neuron_port.drafting.prompts.feedback import (
     CONTEXT_LINES,
     FAILURES_TO_RETIRE_A_PLAN,
     ROUNDS,
@@ -20,7 +20,7 @@ from neuron_port.drafting.feedback import (
     instruction_at,
     next_rung,
 )
-from neuron_port.drafting.prompting import prompt_names, prompt_variables, render
+from neuron_port.drafting.prompts.prompting import prompt_names, prompt_variables, render
 from neuron_port.grading.verdict import Verdict
 from neuron_port.recipe import Case
 from neuron_port.task import KernelTask

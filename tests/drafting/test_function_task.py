@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neuron_port.drafting.folder import write_draft
-from neuron_port.drafting.function_task import function_task
+from neuron_port.drafting.subjects.function_task import function_task
 from neuron_port.errors import UsageError
 from neuron_port.parity.draw import Draw
 from neuron_port.recipe import Size

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from neuron_port.drafting.cost import Cost
-from neuron_port.drafting.journal import (
+from neuron_port.drafting.keeping.journal import (
     EVENTS,
     Journal,
     RunDescription,
@@ -23,6 +22,7 @@ from neuron_port.drafting.journal import (
     read_events,
     run_folder,
 )
+from neuron_port.drafting.spending.cost import Cost
 from neuron_port.errors import StorageError, UsageError
 from neuron_port.types import to_json
 
@@ -88,7 +88,7 @@ def test_second_writer_is_told_of_the_first(tmp_path: Path) -> None:
 def test_killed_writer_does_not_block(tmp_path: Path) -> None:
     """A process that was killed has left its events and no lock."""
     program = (
-        "import sys, time; from pathlib import Path; from neuron_port.drafting.journal import Journal\n"
+        "import sys, time; from pathlib import Path; from neuron_port.drafting.keeping.journal import Journal\n"
         "journal = Journal(Path(sys.argv[1])); journal.append({'kind': 'candidate'}); print('ready', flush=True)\n"
         "time.sleep(60)"
     )
@@ -133,7 +133,7 @@ def test_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
     """When the disk takes only part of a line, the part is taken back and the journal stays readable."""
     program = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from neuron_port.drafting.journal import Journal; from neuron_port.errors import StorageError\n"
+        "from neuron_port.drafting.keeping.journal import Journal; from neuron_port.errors import StorageError\n"
         "journal = Journal(Path(sys.argv[1]))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "try:\n    journal.append({'kind': 'x', 'text': 'y' * 5000})\n"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from neuron_port.drafting.journal import RunState, fold, read_events, run_folder
+from neuron_port.drafting.keeping.journal import RunState, fold, read_events, run_folder
 from tests.drafting.killing import KILLED, Sessions
 from tests.llm.scripted_server import Answer, Call, ScriptedServer
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from neuron_port.drafting.layers import draftable_layers
+from neuron_port.drafting.subjects.layers import draftable_layers
 from neuron_port.errors import UsageError
 from neuron_port.registry import Registry
 from neuron_port.types import WeightSource
@@ -185,7 +185,7 @@ class _Turning(torch.nn.Module):
 )
 def test_layers_that_no_kernel_can_be(module, reason):
     """State, shapes that depend on values, and complex numbers are refused by name."""
-    from neuron_port.drafting.layers import NotDraftableError, layer_task
+    from neuron_port.drafting.subjects.layers import NotDraftableError, layer_task
     from neuron_port.walk.walker import describe
 
     x = torch.randn(16, 8)
@@ -222,7 +222,7 @@ def test_the_recipe_binds_by_structure():
     """Another width, another epsilon or more tokens than were tried are not bound; the class's name plays no part."""
     from types import SimpleNamespace
 
-    from neuron_port.drafting.reference_code import run_text
+    from neuron_port.drafting.subjects.reference_code import run_text
     from neuron_port.types import TensorSpec
 
     made = task_of("gpt2", "transformer.h.0.ln_1")

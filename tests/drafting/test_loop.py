@@ -14,12 +14,12 @@ import pytest
 
 from neuron_port.bench.scripts import scripted_replies
 from neuron_port.bench.suite import load_suite
-from neuron_port.drafting.budget import BudgetLimits
-from neuron_port.drafting.journal import fold, read_events
+from neuron_port.drafting.keeping.journal import fold, read_events
+from neuron_port.drafting.keeping.record_cache import RecordCache, open_verdicts
 from neuron_port.drafting.loop import DraftResult, draft, run_key
-from neuron_port.drafting.memory import Memory
+from neuron_port.drafting.memory.lessons import Memory
 from neuron_port.drafting.options import DraftOptions
-from neuron_port.drafting.record_cache import RecordCache, open_verdicts
+from neuron_port.drafting.spending.budget import BudgetLimits
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.errors import NeuronPortError
 from neuron_port.grading.hidden import hidden_truths

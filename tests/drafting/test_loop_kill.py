@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from neuron_port.drafting.journal import RUNS_FOLDER, RunState, fold, read_events
+from neuron_port.drafting.keeping.journal import RUNS_FOLDER, RunState, fold, read_events
 from tests.drafting.killing import KILLED, Sessions
 from tests.drafting.loop_program import (
     GOOD,

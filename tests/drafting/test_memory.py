@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from neuron_port.drafting.memory import FrozenMemoryError, Memory, Recalled
-from neuron_port.drafting.memory_records import (
+from neuron_port.drafting.memory.lessons import FrozenMemoryError, Memory, Recalled
+from neuron_port.drafting.memory.records import (
     EXCERPT_LENGTH,
     NOTE_LENGTH,
     SOURCE_LENGTH,
@@ -367,7 +367,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 def test_processes_learn_at_once(tmp_path: Path) -> None:
     """Four processes that open a new memory and write to it together lose nothing."""
     program = (
-        "import sys; from pathlib import Path; from neuron_port.drafting.memory import DeadEnd, Memory\n"
+        "import sys; from pathlib import Path; from neuron_port.drafting.memory.lessons import DeadEnd, Memory\n"
         "with Memory(Path(sys.argv[1]), dialect='0.6', verifier_version='1') as memory:\n"
         "    for number in range(10):\n"
         "        memory.remember(DeadEnd(family='f', primitives=(), task='t', note=f'{sys.argv[2]} {number}'))\n"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from neuron_port.drafting.budget import BudgetLimits
 from neuron_port.drafting.candidates import read_candidates
-from neuron_port.drafting.journal import fold, list_runs, read_events
+from neuron_port.drafting.keeping.journal import fold, list_runs, read_events
+from neuron_port.drafting.keeping.record_cache import RecordCache, open_verdicts
 from neuron_port.drafting.measuring import measure
-from neuron_port.drafting.memory import Memory
+from neuron_port.drafting.memory.lessons import Memory
 from neuron_port.drafting.optimize import (
     OptimizeOptions,
     OptimizeResult,
@@ -22,7 +22,7 @@ from neuron_port.drafting.optimize import (
     optimize_key,
     without_comments,
 )
-from neuron_port.drafting.record_cache import RecordCache, open_verdicts
+from neuron_port.drafting.spending.budget import BudgetLimits
 from neuron_port.drafting.tree import read_story, story_text
 from neuron_port.drafting.workshop import Workshop
 from neuron_port.errors import ParityError

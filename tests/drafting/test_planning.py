@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuron_port.drafting.planning import (
+from neuron_port.drafting.replies.planning import (
     Plan,
     PlanError,
     check_plan,

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import nodes
 
-from neuron_port.drafting import prompting
-from neuron_port.drafting.prompting import (
+from neuron_port.drafting.prompts import prompting
+from neuron_port.drafting.prompts.prompting import (
     PromptError,
     as_line,
     fence,

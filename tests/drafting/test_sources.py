@@ -12,10 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuron_port.drafting.briefing import approaches, question, reask, size_line, system_message
-from neuron_port.drafting.comments import CommentError, without_comments
-from neuron_port.drafting.licences import UNKNOWN, UNREADABLE, find_license, license_of_text, objection
-from neuron_port.drafting.sources import (
+from neuron_port.drafting.prompts.briefing import approaches, question, reask, size_line, system_message
+from neuron_port.drafting.sources.comments import CommentError, without_comments
+from neuron_port.drafting.sources.licences import (
+    UNKNOWN,
+    UNREADABLE,
+    find_license,
+    license_of_text,
+    objection,
+)
+from neuron_port.drafting.sources.loading import (
     MAXIMUM_CHARACTERS,
     SourceError,
     detect_language,

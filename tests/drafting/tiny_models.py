@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from neuron_port.drafting.cost import Cost
 from neuron_port.drafting.folder import Provenance
-from neuron_port.drafting.layers import DraftableLayer, draftable_layers
+from neuron_port.drafting.spending.cost import Cost
+from neuron_port.drafting.subjects.layers import DraftableLayer, draftable_layers
 from neuron_port.grading.verdict import Verdict
 from neuron_port.match.matcher import match
 from neuron_port.registry import Registry

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from neuron_port.drafting.memory import Memory
-from neuron_port.drafting.memory_records import Exemplar, MemoryRefusedError
-from neuron_port.drafting.prompting import fence
-from neuron_port.drafting.sources import shown_text, source_from_text
+from neuron_port.drafting.memory.lessons import Memory
+from neuron_port.drafting.memory.records import Exemplar, MemoryRefusedError
+from neuron_port.drafting.prompts.prompting import fence
+from neuron_port.drafting.sources.loading import shown_text, source_from_text
 from neuron_port.environments.grade import grade
 from neuron_port.grading.grader import Grader
 from neuron_port.grading.oracle import DegenerateTaskError

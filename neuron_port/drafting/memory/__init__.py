@@ -1,0 +1,1 @@
+"""What earlier runs learnt, in one SQLite file."""

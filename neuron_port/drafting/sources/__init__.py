@@ -1,0 +1,1 @@
+"""GPU sources: loading, origin, licences, and comments, which are data."""

@@ -1,0 +1,1 @@
+"""What drafting may spend and has spent: budgets, costs, and the paid questions themselves."""
