@@ -10,21 +10,20 @@ nothing, and goes on from there.
 from __future__ import annotations
 
 import secrets
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from neuron_port.drafting.candidates import Candidate, Judged, RunLog
 from neuron_port.drafting.keeping.journal import Journal, RunDescription, run_folder
 from neuron_port.drafting.learning import Taken, known_kernels, leave, leave_failure, notes_on, take
+from neuron_port.drafting.lines import Line
 from neuron_port.drafting.options import DraftOptions
-from neuron_port.drafting.prompts.feedback import Attempt, Rung, next_rung
+from neuron_port.drafting.plans import Plans
 from neuron_port.drafting.prompts.prompting import prompts_digest
 from neuron_port.drafting.prompts.questions import Questions
-from neuron_port.drafting.replies.extraction import ExtractionError, extract_code, normalised_digest
-from neuron_port.drafting.replies.planning import Plan, PlanError, check_plan, parse_plan
+from neuron_port.drafting.replies.extraction import ExtractionError, extract_code
 from neuron_port.drafting.spending.asking import Asker, resume_budget
 from neuron_port.drafting.spending.budget import Budget, BudgetExhausted
 from neuron_port.drafting.spending.cost import Cost
@@ -39,7 +38,6 @@ Recheck = Callable[[str], str]  # kernel source -> what is wrong with it inside 
 Progress = Callable[[str], None]
 REUSED = "reuse"  # the rung of a kernel that memory had
 WANTED_CODE = "the whole module in one fenced `python` block"
-WANTED_PLAN = "the plan as one JSON object"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,25 +107,6 @@ def draft(
             return run.end(f"no kernel: {error.message}", notice=error.hint or "")
 
 
-@dataclass(kw_only=True)
-class _Line:
-    """One independent attempt: a draft, and its repairs."""
-
-    number: int
-    plan: int
-    attempts: list[Attempt] = field(default_factory=list)  # since the last new draft
-    candidates: list[Judged] = field(default_factory=list)  # since the last new draft
-    made: int = 0  # candidates in all
-    sample: int = 0
-    rung: Rung | None = None  # None: a first draft
-    alive: bool = True
-
-    @property
-    def latest_kernel(self) -> Judged | None:
-        """The latest candidate that has code: what a repair starts from, when the last reply held none."""
-        return next((one for one in reversed(self.candidates) if one.candidate.source is not None), None)
-
-
 class _Run:
     """The state of one run; `go` is its course."""
 
@@ -180,9 +159,7 @@ class _Run:
             say=workshop.say,
         )
         self.trier = Trier(task, workshop, options.target, self.hidden_seed)
-        self.plans: list[Plan | None] = []
-        self.plan_failures: defaultdict[int, set[str]] = defaultdict(set)  # code of first drafts that failed
-        self.outcomes: dict[int, str] = {}  # what became of a plan, for the next one
+        self.plans = Plans(self.questions, self._ask_for_plan, self.log)
         self.judged: list[Judged] = []
         self.stopped: BudgetExhausted | None = None
 
@@ -194,8 +171,8 @@ class _Run:
         if known is not None:
             return self.end("admitted", known)
         self._probe_once()
-        self.plans.append(self._make_plan([]) if self.options.plan else None)
-        lines = [_Line(number=number, plan=0) for number in range(self.options.drafts)]
+        self.plans.begin(without=not self.options.plan)
+        lines = [Line(number=number, plan=0) for number in range(self.options.drafts)]
         for round_number in range(self.options.repairs + 1):
             alive = [line for line in lines if line.alive]
             if not alive:
@@ -206,12 +183,13 @@ class _Run:
             if winner is not None:
                 return self.end("admitted", winner)
             for line in alive:
-                self._climb(line)
+                if line.alive:  # a budget may have ended it in this round
+                    line.climb(self.plans)
         stopped = self.stopped  # a limit that ended some of the lines only
         notice = "" if stopped is None else f"{stopped.message} {stopped.hint or ''}".rstrip()
         return self.end(f"no kernel: {self._why_none()}", notice=notice)
 
-    def end(self, outcome: str, winner: _Line | None = None, notice: str = "") -> DraftResult:
+    def end(self, outcome: str, winner: Line | None = None, notice: str = "") -> DraftResult:
         """Write down how the run ended, and learn from it."""
         line = tuple(winner.candidates) if winner else ()
         if line:
@@ -232,7 +210,7 @@ class _Run:
             notice=notice,
         )
 
-    def _known_kernel(self) -> _Line | None:
+    def _known_kernel(self) -> Line | None:
         """A kernel that an earlier run admitted, for this task or one of its family, if it is admitted for this one.
 
         Nothing is asked then.
@@ -240,7 +218,7 @@ class _Run:
         sources = known_kernels(self.memory, self.journal, self.task, self.options.target)
         for number, source in enumerate(sources):
             self.progress("verifying a kernel of an earlier run")
-            line = _Line(number=-1, plan=-1)
+            line = Line(number=-1, plan=-1)
             candidate = Candidate(
                 id=f"0.{number}", line=-1, round=0, parent=None, rung=REUSED, plan=None, source=source
             )
@@ -267,35 +245,13 @@ class _Run:
 
         self.journal.decide("probe", probe)
 
-    # ---- plans -------------------------------------------------------------------------------------------
-
-    def _make_plan(self, failed: Sequence[dict[str, str]]) -> Plan | None:
-        """A plan whose arithmetic fits, after one more question if need be; None: drafts do without."""
+    def _ask_for_plan(self, request: Request) -> Reply:
         self.progress("planning")
-        number = len(self.plans)
-        request = self.questions.plan(failed)
-        reply = self._ask(request, "plan")
-        plan, problems = self._read_plan(reply)
-        if problems:
-            self.log.plan(number, plan.text() if plan else reply.text[:400], problems)
-            again = self.questions.reask(request, reply.text, " ".join(problems), WANTED_PLAN)
-            plan, problems = self._read_plan(self._ask(again, "plan"))
-        self.log.plan(number, plan.text() if plan else "", problems)
-        return None if problems else plan
-
-    def _read_plan(self, reply: Reply) -> tuple[Plan | None, list[str]]:
-        try:
-            plan = parse_plan(reply.text)
-        except PlanError as error:
-            return None, [error.message]
-        return plan, check_plan(plan, self.task, self.options.target)
-
-    def _ask(self, request: Request, stage: str) -> Reply:
-        return self.asker.ask(request, self.budget.child(stage), layer=self.layer, stage=stage)
+        return self.asker.ask(request, self.budget.child("plan"), layer=self.layer, stage="plan")
 
     # ---- rounds ------------------------------------------------------------------------------------------
 
-    def _round(self, lines: Sequence[_Line]) -> _Line | None:
+    def _round(self, lines: Sequence[Line]) -> Line | None:
         """One candidate for every line, tried; the first line, in order, whose kernel is admitted."""
         stage = "draft" if all(line.rung is None for line in lines) else "repair"
         requests = [self._request(line) for line in lines]
@@ -310,9 +266,9 @@ class _Run:
                 return line
         return None
 
-    def _request(self, line: _Line) -> Request:
+    def _request(self, line: Line) -> Request:
         plan = self.plans[line.plan]
-        if line.rung is None or line.rung.action in ("redraft", "new plan"):
+        if line.rung is None or line.drafts_anew:
             return self.questions.draft(plan, line.number, line.sample)
         last = line.latest_kernel
         if last is None or last.candidate.source is None or last.verdict is None:  # nothing to repair
@@ -332,11 +288,11 @@ class _Run:
 
     def _candidates(
         self,
-        lines: Sequence[_Line],
+        lines: Sequence[Line],
         requests: Sequence[Request],
         replies: Sequence[Reply | BudgetExhausted],
         stage: str,
-    ) -> list[tuple[_Line, Judged]]:
+    ) -> list[tuple[Line, Judged]]:
         """A candidate out of every reply. One that holds no module is asked for once more."""
         found: dict[int, tuple[Reply, str | None, str]] = {}
         again: list[int] = []
@@ -364,30 +320,14 @@ class _Run:
         except ExtractionError as error:
             return None, error.message
 
-    def _enter(self, line: _Line, reply: Reply, source: str | None, problem: str) -> Judged:
+    def _enter(self, line: Line, reply: Reply, source: str | None, problem: str) -> Judged:
         """The candidate's record, in the line and in the journal."""
-        redrafted = line.rung is None or line.rung.action in ("redraft", "new plan")
-        if redrafted:
-            line.candidates, line.attempts = [], []
-        candidate = Candidate(
-            id=f"{line.number + 1}.{line.made}",
-            line=line.number,
-            round=line.rung.round if line.rung else 0,
-            parent=None if redrafted else (line.latest_kernel or line.candidates[-1]).candidate.id,
-            rung="draft" if line.rung is None else line.rung.action,
-            plan=line.plan if self.plans[line.plan] else None,
-            source=source,
-            problem=problem,
-            reply_key=digest(reply.text),
-        )
-        line.made += 1
-        judged = Judged(candidate=candidate)
-        line.candidates.append(judged)
+        judged = line.add(reply, source, problem, line.plan if self.plans[line.plan] else None)
         self.judged.append(judged)
-        self.log.candidate(candidate)
+        self.log.candidate(judged.candidate)
         return judged
 
-    def _try_all(self, made: Sequence[tuple[_Line, Judged]]) -> None:
+    def _try_all(self, made: Sequence[tuple[Line, Judged]]) -> None:
         """Grade the candidates side by side; verdicts are written down in the order of the lines."""
         with_code = [judged for _, judged in made if judged.candidate.source is not None]
         self.budget.require_time()
@@ -419,54 +359,9 @@ class _Run:
             self.log.verdict(judged.candidate, "in graph", verdict)
         return verdict.passed
 
-    # ---- the ladder --------------------------------------------------------------------------------------
-
-    def _climb(self, line: _Line) -> None:
-        """What the line is to do next, after its latest candidate was refused."""
-        if not line.alive:
-            return
-        last = line.candidates[-1]
-        line.attempts.append(_attempt(last, line.rung))
-        if [one for one in line.candidates if one.candidate.source is not None] == [last]:
-            self.plan_failures[line.plan].add(line.attempts[-1].code_digest)
-            self.outcomes[line.plan] = _outcome(last)
-        failed = len(self.plan_failures[line.plan])
-        line.rung = next_rung(line.attempts, implementations_failed=failed)
-        line.alive = line.rung.action != "give up"
-        if line.rung.reseeds or last.candidate.source is None:  # the same question would have the same reply
-            line.sample += 1
-        if line.rung.action == "new plan":
-            line.plan = self._plan_after(line.plan)
-
-    def _plan_after(self, number: int) -> int:
-        """The number of a plan that has not failed yet; the first line that needs one asks for it."""
-        if number == len(self.plans) - 1:
-            failed = [
-                {"plan": plan.text(), "outcome": self.outcomes.get(index, "its kernels were refused")}
-                for index, plan in enumerate(self.plans)
-                if plan is not None
-            ]
-            self.plans.append(self._make_plan(failed) if failed else None)
-        return len(self.plans) - 1
-
     def _why_none(self) -> str:
         best = max(self.judged, key=lambda judged: judged.progress, default=None)
         if best is None or best.verdict is None:
             return f"none of {len(self.judged)} replies held a kernel"
         words = f"all {len(self.judged)} candidates were refused; the best, {best.candidate.id}"
         return f"{words}, came to stage `{best.verdict.stage}`: {best.verdict.message}"
-
-
-def _attempt(judged: Judged, rung: Rung | None) -> Attempt:
-    verdict, source = judged.verdict, judged.candidate.source
-    return Attempt(
-        error_class="no code" if source is None or verdict is None else verdict.error_class,
-        code_digest=judged.candidate.reply_key if source is None else normalised_digest(source),
-        round=0 if rung is None or rung.action in ("redraft", "new plan") else rung.round,
-    )
-
-
-def _outcome(judged: Judged) -> str:
-    if judged.verdict is None:
-        return judged.candidate.problem
-    return f"{judged.verdict.error_class}: {judged.verdict.message}"
