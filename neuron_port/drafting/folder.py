@@ -31,6 +31,8 @@ from neuron_port.types import ParityReport, from_json, to_json
 
 VERIFIED_FILES = ("recipe.py", "reference.py", "kernel.py")  # those that decide what serves
 FORMAT = 1
+# What readers of a draft's record rely on.
+RECORDED = ("format", "sha256", "model", "layout", "sources", "verdict", "tried_in_a_model")
 
 
 class Subject(Protocol):
@@ -178,13 +180,20 @@ def read_draft(folder: Path) -> dict[str, Any]:
     """The record of a draft.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is none, or it is not what `draft_files` writes.
     """
     path = folder / DRAFT_FILE
     if not path.is_file():
         raise RecipeError(f"No draft at: `{folder}`", hint=f"A draft's folder holds a {DRAFT_FILE}.")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"{path} is damaged: {error}", hint="Draft it again.") from error
+    missing = [name for name in RECORDED if not isinstance(record, dict) or name not in record]
+    if missing or record["format"] != FORMAT:
+        what = f"has no `{missing[0]}`" if missing else f"is of format {record['format']}, not {FORMAT}"
+        raise RecipeError(f"{path} {what}", hint="Draft it again.")
+    return dict(record)
 
 
 def task_from_draft(found: RegisteredRecipe) -> KernelTask:

@@ -24,7 +24,7 @@ from neuron_port.drafting.plans import Plans
 from neuron_port.drafting.prompts.prompting import prompts_digest
 from neuron_port.drafting.prompts.questions import Questions
 from neuron_port.drafting.replies.extraction import ExtractionError, extract_code
-from neuron_port.drafting.spending.asking import Asker, resume_budget
+from neuron_port.drafting.spending.asking import resume_budget
 from neuron_port.drafting.spending.budget import Budget, BudgetExhausted
 from neuron_port.drafting.spending.cost import Cost
 from neuron_port.drafting.trying import Trier
@@ -150,14 +150,7 @@ class _Run:
             name=f"layer {layer}" if layer else f"task {task.name}",
             say=workshop.say,
         )
-        self.asker = Asker(
-            workshop.model,
-            journal,
-            workshop.replies,
-            throttle=workshop.throttle,
-            replay=workshop.replay,
-            say=workshop.say,
-        )
+        self.asker = workshop.asker(journal)
         self.trier = Trier(task, workshop, options.target, self.hidden_seed)
         self.plans = Plans(self.questions, self._ask_for_plan, self.log)
         self.judged: list[Judged] = []

@@ -27,7 +27,7 @@ from neuron_port.drafting.prompts.prompting import as_line, prompts_digest
 from neuron_port.drafting.prompts.questions import Questions
 from neuron_port.drafting.replies.extraction import ExtractionError, extract_code, normalised_digest
 from neuron_port.drafting.replies.parts import without_thoughts
-from neuron_port.drafting.spending.asking import Asker, resume_budget
+from neuron_port.drafting.spending.asking import resume_budget
 from neuron_port.drafting.spending.budget import BudgetExhausted
 from neuron_port.drafting.spending.cost import Cost
 from neuron_port.drafting.trying import Trier
@@ -146,10 +146,7 @@ class _Search:
         self.budget = resume_budget(
             journal, workshop.replies, workshop.limits, price=workshop.model.price, say=workshop.say
         )
-        self.asker = Asker(
-            workshop.model, journal, workshop.replies, throttle=workshop.throttle, replay=workshop.replay,
-            say=workshop.say,
-        )  # fmt: skip
+        self.asker = workshop.asker(journal)
         self.ledger: list[str] = []
         self.tried: set[tuple[str, str]] = set()  # (kernel, direction)
         self.seen: set[str] = set()

@@ -14,8 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neuron_port.drafting.keeping.journal import Journal
 from neuron_port.drafting.keeping.record_cache import RecordCache, open_replies, open_verdicts
 from neuron_port.drafting.memory.lessons import Memory
+from neuron_port.drafting.spending.asking import Asker
 from neuron_port.drafting.spending.budget import BudgetLimits
 from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.messages import LanguageModel, Reply
@@ -53,3 +55,9 @@ class Workshop:
     @cached_property
     def verdicts(self) -> RecordCache[Verdict]:
         return open_verdicts(self.home, say=self.say)
+
+    def asker(self, journal: Journal) -> Asker:
+        """Who asks the model on behalf of one run; the run's budget has been resumed from the journal."""
+        return Asker(
+            self.model, journal, self.replies, throttle=self.throttle, replay=self.replay, say=self.say
+        )

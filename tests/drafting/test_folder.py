@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,3 +222,16 @@ def test_a_draft_tells_its_task_again(folder):
     assert task.layout == layer_norm().task.layout
     assert task.schema == layer_norm().task.schema
     assert task.cases == layer_norm().task.cases
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "is damaged"), ("[]", "has no `format`"), ('{"format": 1}', "has no `sha256`")],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, text: str, words: str) -> None:
+    """A draft.json that nobody of ours wrote ends in one sentence with its path and the cure."""
+    (tmp_path / "draft.json").write_text(text)
+    with pytest.raises(RecipeError, match=words) as caught:
+        read_draft(tmp_path)
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
