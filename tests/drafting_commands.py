@@ -1,4 +1,4 @@
-"""What the tests of `draft`, `verify`, `optimize` and `explain` share: a user's file, its kernel, and a scripted model."""
+"""What the tests of draft, verify, optimize and explain share: a user's file, its kernel, and a scripted model."""
 
 from __future__ import annotations
 
