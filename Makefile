@@ -45,6 +45,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/latency_calibration.py
 	$(BIN)/python benchmarks/latency_order.py
 	$(BIN)/python benchmarks/latency_variants.py
+	$(BIN)/python benchmarks/verdicts.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/conversion.py
 
