@@ -98,6 +98,8 @@ def draft(
     shelf = Shelf(folder=output, say=told)
     with open_workshop(silent=silent, **opened) as workshop:
         if is_function(subject):
+            if layers or random_weights:
+                raise click.UsageError("--layer and --random-weights describe a model, not FILE.py:NAME")
             wanted = subject_of(subject, inputs, sizes, settings, sources, allowed_licenses)
             if dry_run:
                 click.echo(cost_table(options, workshop, 1))

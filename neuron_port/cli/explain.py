@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from neuron_port.cli.opening import home_folder
+from neuron_port.cli.opening import home_folder, require_folder
 
 
 @click.command()
@@ -26,6 +26,8 @@ def explain(name: str | None, page: Path | None, candidate: str | None, as_json:
     from neuron_port.drafting.tree import headline, read_story, story_facts, story_text
     from neuron_port.errors import UsageError
 
+    if page is not None:
+        require_folder(page)
     home = home_folder()
     if name is None:
         runs = list_runs(home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -32,6 +33,12 @@ def say(text: str) -> None:
 
 def quiet(text: str) -> None:
     """For machines: nothing."""
+
+
+def require_folder(file: Path) -> None:
+    """Raise UsageError, before anything is paid for, when `file` could not be written for want of its folder."""
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"No such folder: `{file.parent}`", hint=f"Create it, or write `{file.name}` elsewhere.")
 
 
 @contextmanager
@@ -105,6 +112,8 @@ def parse_price(text: str | None) -> Price | None:
 
     try:
         input_usd, output_usd = (float(part) for part in text.split(","))
+        if not (0 <= input_usd < math.inf and 0 <= output_usd < math.inf):
+            raise ValueError(text)
     except ValueError:
         raise UsageError(
             f"`{text}` is not a price",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neuron_port.cli.model_options import executor_options, language_model_options, task_options
-from neuron_port.cli.opening import cost_words, open_workshop, quiet, say
+from neuron_port.cli.opening import cost_words, open_workshop, quiet, require_folder, say
 
 if TYPE_CHECKING:
     from neuron_port.drafting.optimize import OptimizeResult
@@ -76,6 +76,8 @@ def optimize(
         allowed_licenses=allowed_licenses,
     )
     source = read_kernel(kernel, task.name)
+    place = output or Path(kernel.removesuffix(f":{task.name}")).with_suffix(".optimized.py")
+    require_folder(place)
     options = OptimizeOptions(rounds=rounds, directions=directions, beam=beam, margin=margin, target=target)
     told = quiet if silent else say
     with open_workshop(silent=silent, **opened) as workshop:
@@ -83,8 +85,6 @@ def optimize(
             click.echo(_worst_case(options, workshop))
             return
         result = run(task, source, workshop, options, progress=lambda text: told(f"{task.name}: {text}"))
-    file = Path(kernel.removesuffix(f":{task.name}"))
-    place = output or file.with_suffix(".optimized.py")
     faster = result.after is not result.before
     if faster:
         place.write_text(result.after.source, encoding="utf-8")

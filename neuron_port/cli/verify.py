@@ -66,10 +66,10 @@ def verify(
             source = read_kernel(kernel, task.name)
             told(f"{task.name}: freezing the oracle ...")
             grader = Grader(task, target=target, hidden_seed=drawn, executor=running)
+            told(f"{task.name}: trying the kernel on {target} ...")
+            verdict = grader.admit(source, seed=drawn) if admit else grader.grade(source)
         except NeuronPortError as error:  # refused is what kernels are; this is that none can be judged
             raise UsageError(error.message, hint=error.hint) from error
-        told(f"{task.name}: trying the kernel on {target} ...")
-        verdict = grader.admit(source, seed=drawn) if admit else grader.grade(source)
     if as_json:
         from neuron_port.types import to_json
 
@@ -96,7 +96,7 @@ def read_kernel(place: str, entry_point: str) -> str:
         )
     path = Path(file)
     if not path.is_file():
-        raise UsageError(f"File not found: `{file}`")
+        raise UsageError(f"File not found: `{file}`", hint="Write KERNEL.py, or KERNEL.py:FUNCTION.")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -91,7 +91,11 @@ def _figures(story: Story) -> Iterator[tuple[str, str, str]]:
     with_code = sum(judged.candidate.source is not None for judged in candidates)
     paid = sum(call.status == "paid" for call in story.state.calls)
     yield "candidates", str(len(story.candidates)), f"{with_code} with code, {len(story.plans)} plans"
-    yield "calls", str(spent.calls), f"{paid} answered; {story.state.sessions} sessions"
+    yield (
+        "calls",
+        str(spent.calls),
+        f"{paid} answered, in {story.state.sessions} session{'' if story.state.sessions == 1 else 's'}",
+    )
     yield "tokens", f"{spent.tokens:,}", f"{spent.input_tokens:,} in, {spent.output_tokens:,} out"
     yield "cost", dollars(spent.usd), "of this run" if spent.usd is not None else "the price is not known"
     verdict = story.admitted.verdict if story.admitted else None

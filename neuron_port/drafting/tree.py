@@ -70,7 +70,7 @@ def story_text(story: Story) -> str:
     lines = [headline(story), ""]
     for plan in story.plans:
         fit = "its arithmetic fits" if not plan.problems else f"refused: {plan.problems[0]}"
-        lines.append(f"plan {plan.number}: {_first_line(plan.text)} ({fit})")
+        lines.append(f"plan {plan.number + 1}: {_first_line(plan.text)} ({fit})")
     lines.extend(_branches(story, None, ""))
     return "\n".join(lines) + "\n"
 
