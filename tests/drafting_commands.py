@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,15 +25,33 @@ def square_plus(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 SHAPES = ("-i", "x=TxH", "-i", "bias=H", "--size", "T=1..6", "--size", "H=8")
 
 
+DRAFT = ("draft", "layer.py:square_plus", *SHAPES)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with `layer.py`, which is also the current one, with a home of its own and a key."""
-    monkeypatch.setenv("NEURON_PORT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
+    return set_up(tmp_path, monkeypatch)
+
+
+def set_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NEURON_PORT_HOME", str(folder / "home"))
+    monkeypatch.setenv("NEURON_PORT_LLM_KEY", "sk-scripted")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "layer.py").write_text(LAYER)
-    return tmp_path
+    monkeypatch.chdir(folder)
+    (folder / "layer.py").write_text(LAYER)
+    return folder
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """The command in a process and a group of its own, to be interrupted."""
+    repository = str(Path(__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-m", "neuron_port.cli", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": repository, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
 
 
 def model_at(server: ScriptedServer) -> tuple[str, str]:

@@ -108,6 +108,8 @@ def draft(
         else:
             from neuron_port.cli.draft_model import draft_model
 
+            if subject.endswith(".py"):
+                raise click.UsageError(f"Which function of the file? Write {subject}:NAME")
             if inputs or sizes or settings or sources:
                 raise click.UsageError(
                     "--input, --size, --set and --source describe FILE.py:NAME, not a model"

@@ -38,7 +38,9 @@ def quiet(text: str) -> None:
 def require_folder(file: Path) -> None:
     """Raise UsageError, before anything is paid for, when `file` could not be written for want of its folder."""
     if not file.absolute().parent.is_dir():
-        raise UsageError(f"No such folder: `{file.parent}`", hint=f"Create it, or write `{file.name}` elsewhere.")
+        raise UsageError(
+            f"No such folder: `{file.parent}`", hint=f"Create it, or write `{file.name}` elsewhere."
+        )
 
 
 @contextmanager

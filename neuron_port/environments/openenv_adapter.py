@@ -1,4 +1,4 @@
-"""Kernel tasks for OpenEnv (openenv-core 0.2): an environment, its server and its client.
+"""Kernel tasks for OpenEnv (openenv-core 0.3): an environment, its server and its client.
 
     uvicorn --factory neuron_port.environments.openenv_adapter:create_server
 

@@ -136,7 +136,7 @@ class Endpoint:
         )
 
     def model_not_found(self, names: Iterable[str], message: str) -> ModelNotFoundError:
-        names = tuple(names)
+        names = tuple(name for name in names if name != self.model)  # some list what a key may not use
         near = difflib.get_close_matches(self.model, names, n=3, cutoff=0.5)
         if near:
             hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?"

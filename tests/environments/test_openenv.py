@@ -90,7 +90,7 @@ def address() -> Iterator[str]:
 
 def test_the_client_plays_an_episode_over_the_server(address: str) -> None:
     """The package's client and server carry observation, reward, end and state of an episode."""
-    with KernelClient(base_url=address) as client:
+    with KernelClient(base_url=address).sync() as client:
         opening = client.reset(task_id="swiglu")
         assert opening.observation.task_id == "swiglu"
         assert client.step(KernelAction(code=WRONG)).reward == 0.2

@@ -163,12 +163,15 @@ class Asker:
         answers: list[Answer | BaseException | None] = [None] * len(requests)
         questions: dict[int, _Question] = {}
         cancelled = threading.Event()
+        ended = [threading.Event() for _ in requests]
 
         def work(number: int) -> None:
             try:
                 answers[number] = self._answer(questions[number], None, cancelled)
             except BaseException as error:  # handed to the thread that waits
                 answers[number] = error
+            finally:
+                ended[number].set()
 
         try:
             for number, request in enumerate(requests):
@@ -180,23 +183,26 @@ class Asker:
             for question in questions.values():
                 question.release()
             raise
-        threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in questions]
-        self._run(threads, cancelled)
+        threads = {number: threading.Thread(target=work, args=(number,), daemon=True) for number in questions}
+        self._run([(thread, ended[number]) for number, thread in threads.items()], cancelled)
         return tuple(_known_answer(answer) for answer in answers)
 
-    def _run(self, threads: Sequence[threading.Thread], cancelled: threading.Event) -> None:
+    def _run(
+        self, threads: Sequence[tuple[threading.Thread, threading.Event]], cancelled: threading.Event
+    ) -> None:
+        """Start the threads and wait for their events: a `join` that Ctrl-C interrupts takes its thread for ended."""
         try:
-            for thread in threads:
+            for thread, _ in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            for _, ended in threads:
+                ended.wait()
         except KeyboardInterrupt:
             cancelled.set()
             if self._say is not None:
                 self._say("Stopping: waiting for the calls in flight, so that what is paid is kept.")
-            for thread in threads:
+            for thread, ended in threads:
                 if thread.ident is not None:
-                    thread.join()
+                    ended.wait()
             raise
 
     def _prepare(self, request: Request, budget: Budget, layer: str, stage: str) -> _Question:

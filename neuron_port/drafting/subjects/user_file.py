@@ -37,7 +37,10 @@ def load_user_file(path: Path) -> ModuleType:
 
 def failed_at(error: BaseException, path: Path) -> str:
     """`file.py:12: TypeError: ...`, at the innermost line of the user's file."""
-    frames = [item for item in traceback.extract_tb(error.__traceback__) if item.filename == str(path)]
+    own = path.resolve()  # a module knows its file by its absolute path
+    frames = [
+        item for item in traceback.extract_tb(error.__traceback__) if Path(item.filename).resolve() == own
+    ]
     own_line = frames[-1].lineno if frames else None
     line = error.lineno if isinstance(error, SyntaxError) else own_line
     message = " ".join(str(error).split())
