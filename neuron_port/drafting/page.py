@@ -101,8 +101,6 @@ def _figures(story: Story) -> Iterator[tuple[str, str, str]]:
     verdict = story.admitted.verdict if story.admitted else None
     if verdict is not None and verdict.latency_ns is not None:
         yield "latency", f"{verdict.latency_ns / 1e3:.2f} µs", "predicted by the simulator, not measured"
-    if story.hidden_seed is not None:
-        yield "hidden seed", str(story.hidden_seed), "draws the same hidden cases again"
 
 
 def _nodes(story: Story, parent: Judged | None) -> Iterator[Node]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,25 @@ from neuron_port.drafting.keeping.journal import FoundRun, RunState, fold, read_
 from neuron_port.drafting.spending.cost import Cost, dollars
 from neuron_port.grading.verdict import Verdict
 
+LINE_LENGTH = 160
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanTold:
     number: int
     text: str
     problems: tuple[str, ...]
+
+    @property
+    def gist(self) -> str:
+        """Its summary, or the first line of what was no plan."""
+        try:
+            read = json.loads(self.text)
+        except ValueError:
+            read = None
+        if isinstance(read, dict) and isinstance(read.get("summary"), str):
+            return _cut(" ".join(read["summary"].split()))
+        return _cut(self.text.strip().partition("\n")[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +84,7 @@ def story_text(story: Story) -> str:
     lines = [headline(story), ""]
     for plan in story.plans:
         fit = "its arithmetic fits" if not plan.problems else f"refused: {plan.problems[0]}"
-        lines.append(f"plan {plan.number + 1}: {_first_line(plan.text)} ({fit})")
+        lines.append(f"plan {plan.number + 1}: {plan.gist} ({fit})")
     lines.extend(_branches(story, None, ""))
     return "\n".join(lines) + "\n"
 
@@ -93,7 +107,8 @@ def _branches(story: Story, parent: str | None, indent: str) -> Iterator[str]:
         verdict = judged.verdict
         if verdict is not None and not verdict.passed:
             yield f"{below}     {verdict.message}"
-            yield from (f"{below}     {item}" for item in verdict.evidence[:2])
+            more = [item for item in verdict.evidence if verdict.message not in item]
+            yield from (f"{below}     {_cut(item)}" for item in more[:2])
         yield from _branches(story, judged.candidate.id, below)
 
 
@@ -173,5 +188,5 @@ def story_facts(story: Story) -> dict[str, Any]:
     }
 
 
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0][:160]
+def _cut(text: str) -> str:
+    return text if len(text) <= LINE_LENGTH else f"{text[: LINE_LENGTH - 2]} …"

@@ -374,7 +374,7 @@ def worst_tile(wrong: Wrong) -> Iterator[str]:
     bottom, right = min(top + TILE_ROWS, error.shape[0]), min(left + TILE_COLUMNS, error.shape[1])
     share = float(wrong.mask.mean())
     yield (
-        f"{share:.3g} of all elements are wrong; the worst are in rows {top}:{bottom}, columns {left}:{right} "
+        f"{100 * share:.3g}% of all elements are wrong; the worst are in rows {top}:{bottom}, columns {left}:{right} "
         f"(all axes but the last are rows; {error.shape[0]} x {error.shape[1]} in all)"
     )
     worst = np.argsort(error.ravel())[::-1][:SHOWN_ELEMENTS]

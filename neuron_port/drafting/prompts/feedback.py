@@ -6,7 +6,8 @@
     round  6     another plan (or, while too few implementations of this one have failed, another draft of it)
 
 The same kind of error twice in a row goes on to the next way at once; the same code again is a wasted round, after which
-another sample is drawn. Only what the verdict offers as evidence is shown: no inputs, no expected outputs, no cases.
+another sample is drawn. Only what the verdict offers as evidence is shown: no inputs, and of the outputs a few elements
+that are worst in public cases.
 """
 
 from __future__ import annotations
