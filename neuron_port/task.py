@@ -58,7 +58,8 @@ class KernelTask:
         reference: reference(*torch tensors, **attributes) -> a tensor or a tuple; it works in any float dtype.
         reference_text: its source, for people and for the language model.
         inputs: inputs(sizes, draw) -> the tensor arguments as NumPy arrays (`parity/draw.py` has `Draw`).
-        cases: public; the language model may be told their sizes, never their values.
+        cases: public; the language model is told their sizes, and of a wrong kernel's outputs the few elements that
+            are worst, beside what was expected there. Of hidden cases it is told the kind alone.
         sizes: which values each size may take; hidden cases draw from them. A size that is absent stays as it is in
             the cases.
         flops: flops(*shapes of the tensors) -> operations of TensorE (2 per multiply-add); None: not known.

@@ -25,7 +25,7 @@ from neuron_port.pipeline.lowering import LoweredGraph, lower_all
 from neuron_port.pipeline.options import ConvertOptions
 from neuron_port.pipeline.oracle import all_oracles
 from neuron_port.pipeline.planning import Plan, make_plan
-from neuron_port.pipeline.preflight import check_output, check_positions, check_prompts
+from neuron_port.pipeline.preflight import check_output, check_positions, check_prompts, within_positions
 from neuron_port.pipeline.sequence_proof import SequenceProof
 from neuron_port.pipeline.workbench import Workbench
 from neuron_port.report import Conversion, LiveView, StageRecord, write_html
@@ -112,13 +112,17 @@ def plan_only(options: ConvertOptions, view: LiveView, store: Store | None = Non
 
 
 def planned(options: ConvertOptions, view: LiveView, store: Store | None = None) -> tuple[Workbench, Plan]:
-    """The model and what was decided for its layers: where drafting begins."""
-    return _planned(options, _Stages(view), store or Store())
+    """The model and what was decided for its layers, in graphs that its positions allow: where drafting begins."""
+    return _planned(options, _Stages(view), store or Store(), cut=True)
 
 
-def _planned(options: ConvertOptions, stages: _Stages, store: Store) -> tuple[Workbench, Plan]:
+def _planned(
+    options: ConvertOptions, stages: _Stages, store: Store, cut: bool = False
+) -> tuple[Workbench, Plan]:
     checkpoint = _resolve(options, stages, store)
     work = Workbench(options, checkpoint, store)
+    if cut:
+        work = Workbench(within_positions(work), checkpoint, store)
     check_positions(work)
     with stages.stage("plan") as result:
         plan, result.reused = make_plan(work, result.progress)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from neuron_port.build.finishing.files import MANIFEST
 from neuron_port.errors import CheckpointError, UsageError
+from neuron_port.pipeline.options import ConvertOptions
 from neuron_port.pipeline.workbench import Workbench
 
 
@@ -44,6 +46,16 @@ def check_positions(work: Workbench) -> None:
             f"The cache of {work.options.cache_length} slots is longer than the model's {known} positions",
             hint=f"Use --cache-length {known}{buckets}.",
         )
+
+
+def within_positions(work: Workbench) -> ConvertOptions:
+    """The options with buckets and cache cut to the model's positions: for looking at its layers, which need no more."""
+    known = getattr(work.config.get_text_config(), "max_position_embeddings", None)
+    options = work.options
+    if known is None or options.cache_length <= known:
+        return options
+    buckets = tuple(sorted({min(size, known) for size in options.buckets}))
+    return replace(options, buckets=buckets, cache_length=known)
 
 
 def check_prompts(work: Workbench) -> None:
