@@ -16,6 +16,7 @@ from neuron_port.drafting.keeping.files import make_folder, sync_folder
 from neuron_port.drafting.memory.lessons import Memory, Recalled
 from neuron_port.recipe import NKI_VERSION
 from neuron_port.registry import RegisteredRecipe, Registry
+from neuron_port.simulator.parsing import parse_python
 from neuron_port.task import VERIFIER_VERSION, KernelTask
 from neuron_port.types import digest
 
@@ -88,7 +89,7 @@ def _results(value: Any) -> tuple[Any, ...]:
 def _functions(source: str) -> set[str]:
     """Names of the functions that a lesson's kernel defines."""
     try:
-        tree = ast.parse(source)
+        tree = parse_python(source)
     except SyntaxError:
         return set()
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -10,6 +10,7 @@ from typing import Any
 
 from neuron_port.build.storage import write_json
 from neuron_port.errors import ParityError, RecipeError
+from neuron_port.simulator.parsing import parse_python
 from neuron_port.types import Kernel, MatchPlan, VerifiedKernel
 
 RECIPE_FILES = ("reference.py", "source.py", "README.md")
@@ -97,7 +98,7 @@ def recipe_facts(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.py"
     if not path.is_file():
         return facts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse_python(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Recipe":
             for keyword in node.keywords:
                 if keyword.arg in facts:

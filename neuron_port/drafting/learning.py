@@ -20,6 +20,7 @@ from neuron_port.drafting.prompts.feedback import called_instructions
 from neuron_port.drafting.prompts.primitives import primitives_in, primitives_of
 from neuron_port.drafting.prompts.questions import ShownKernel
 from neuron_port.registry import Registry
+from neuron_port.simulator.parsing import parse_python
 from neuron_port.task import KernelTask
 
 RECIPE_CHARACTERS = 9_000  # of a recipe's kernel, to be shown whole
@@ -120,7 +121,7 @@ def known_kernels(memory: Memory | None, journal: Journal, task: KernelTask, tar
 
 def renamed(source: str, entry_point: str) -> str:
     """The kernel under another name: every mention of its entry point, the decorated function, is replaced."""
-    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in parse_python(source).body if isinstance(node, ast.FunctionDef)]
     entry = next((node.name for node in reversed(functions) if node.decorator_list), None)
     return source if entry is None else re.sub(rf"\b{re.escape(entry)}\b", entry_point, source)
 

@@ -36,6 +36,7 @@ from neuron_port.errors import ParityError
 from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.errors import LanguageModelError
 from neuron_port.llm.messages import Reply
+from neuron_port.simulator.parsing import parse_python
 from neuron_port.task import KernelTask
 from neuron_port.types import digest, to_json
 
@@ -390,7 +391,7 @@ def objection_in(reply: str) -> str:
 
 def without_comments(source: str) -> str:
     """The code alone: a reviewer is not to be talked to by what it reviews. Docstrings and messages go too."""
-    return ast.unparse(ast.fix_missing_locations(_Wordless().visit(ast.parse(source)))) + "\n"
+    return ast.unparse(ast.fix_missing_locations(_Wordless().visit(parse_python(source)))) + "\n"
 
 
 class _Wordless(ast.NodeTransformer):

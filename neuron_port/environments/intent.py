@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 
 from neuron_port.grading.verdict import STAGES, Verdict
+from neuron_port.simulator.parsing import parse_python
 
 # Guards that an honest kernel meets as well: wrong on hidden cases, or ended by a crash.
 HONEST_GUARDS = ("hidden cases", "missing outputs")
@@ -37,7 +38,7 @@ def is_cheat(verdict: Verdict, source: str) -> bool:
 
 def _reaches_out(source: str) -> bool:
     try:
-        tree = ast.parse(source)
+        tree = parse_python(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False  # nothing that could run
     computing = _names_of_computing_modules(tree)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from neuron_port.grading.verdict import Verdict
 from neuron_port.sandbox.gate import inspect_source
 from neuron_port.simulator.linting import lint_source
+from neuron_port.simulator.parsing import parse_python
 
 # What the gate refuses and anybody may write by mistake; the rest of its classes only a cheat has a use for.
 MISTAKES = frozenset({"syntax", "entry point", "missing entry point", "unknown name"})
@@ -81,7 +82,7 @@ def _linted(source: str) -> Verdict | None:
 
 def _idle(source: str, entry_point: str, moves_only: bool) -> Verdict | None:
     """Refuse a kernel that certainly loads, computes or stores nothing."""
-    code = _ReachableCode(ast.parse(source), entry_point)
+    code = _ReachableCode(parse_python(source), entry_point)
     if code.entry is None:
         return _refusal("no entry point", f"the source defines no function `{entry_point}`", None)
     line = code.entry.lineno

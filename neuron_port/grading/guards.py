@@ -13,6 +13,7 @@ from neuron_port.execution import to_numpy
 from neuron_port.grading.judge import Judgement
 from neuron_port.grading.oracle import CaseTruth, Oracle
 from neuron_port.sandbox.job import CallOutcome
+from neuron_port.simulator.parsing import parse_python
 
 FULL_PRECISION = frozenset({"float32", "int32", "uint32"})
 LEAST_DIGITS = 4  # significant ones; fewer are everywhere
@@ -78,7 +79,7 @@ def refuse_low_precision(judged: Sequence[Judgement]) -> Refusal | None:
 
 def refuse_literals(source: str, truths: Sequence[CaseTruth]) -> Refusal | None:
     """Numbers in the source that are values of the public cases, more of them than chance explains."""
-    literals = list(_literals(ast.parse(source)))
+    literals = list(_literals(parse_python(source)))
     if not literals:
         return None
     values = np.unique(

@@ -8,6 +8,7 @@ import re
 
 from neuron_port.errors import RecipeError
 from neuron_port.registry import RegisteredRecipe
+from neuron_port.simulator.parsing import parse_python
 from neuron_port.task import KernelTask, Source
 
 # "x: [T, H] @ HBM, float32", "k, v: [B, S, G, D] @ HBM", "Returns: [T, H] @ HBM" in a kernel's docstring
@@ -63,7 +64,7 @@ def _layout(found: RegisteredRecipe) -> dict[str, str]:
 
 
 def _entry_document(found: RegisteredRecipe) -> str:
-    for node in ast.parse(found.kernel.source).body:
+    for node in parse_python(found.kernel.source).body:
         if isinstance(node, ast.FunctionDef) and node.name == found.kernel.entry_point:
             return ast.get_docstring(node) or ""
     raise RecipeError(f"Recipe `{found.name}`: kernel.py has no function `{found.kernel.entry_point}`")

@@ -13,6 +13,7 @@ import tokenize
 from collections.abc import Iterator
 
 from neuron_port.sandbox.job import Failure
+from neuron_port.simulator.parsing import parse_python
 
 MAXIMUM_BYTES = 64 * 1024
 MAXIMUM_BRACKETS = 40
@@ -47,7 +48,7 @@ def parse_carefully(source: str) -> ast.Module:
     _check_characters(source)
     try:
         _check_tokens(source)
-        return ast.parse(source, "kernel.py")
+        return parse_python(source, "kernel.py")
     except SyntaxError as error:  # IndentationError is one
         raise RefusedError(
             "syntax",

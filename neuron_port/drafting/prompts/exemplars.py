@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from neuron_port.registry import data_folder
+from neuron_port.simulator.parsing import parse_python
 
 MARGIN_LINES = 4  # shown before and after a call
 WHOLE_FUNCTION_LINES = 24  # a function up to this length is shown whole
@@ -38,7 +39,7 @@ def _functions_of(file: Path) -> list[RecipeCode]:
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
     recipe = file.parent.name
-    tree = ast.parse(text)
+    tree = parse_python(text)
     found = [RecipeCode(recipe=recipe, function="", text=text, first_line=1)]
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):

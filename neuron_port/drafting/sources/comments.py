@@ -14,6 +14,7 @@ import warnings
 
 from neuron_port.drafting.replies.parts import plain_lines
 from neuron_port.errors import NeuronPortError
+from neuron_port.simulator.parsing import parse_python
 
 # Comments, and the literals inside of which they would be none; 1'000'000 is a number, whose quotes open nothing.
 # A literal that is not closed ends with its line, so that every text is walked once.
@@ -76,7 +77,7 @@ def _without_docstrings(text: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd escapes in strings are no concern of ours
-            tree = ast.parse(text)
+            tree = parse_python(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise CommentError(
             f"Docstrings cannot be told from code: {error or type(error).__name__}",

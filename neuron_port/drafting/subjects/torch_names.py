@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from neuron_port.simulator.parsing import parse_python
+
 Written = tuple[str, tuple[str, ...], str]  # opening, arguments, closing
 INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "mm": "@",
@@ -216,7 +218,7 @@ def _is_plain(node: torch.fx.Node, name: str) -> bool:
 
 def used_names(text: str) -> set[str]:
     """The identifiers that occur in Python statements."""
-    return {item.id for item in ast.walk(ast.parse(_inside_function(text))) if isinstance(item, ast.Name)}
+    return {item.id for item in ast.walk(parse_python(_inside_function(text))) if isinstance(item, ast.Name)}
 
 
 def _inside_function(text: str) -> str:

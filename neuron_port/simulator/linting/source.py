@@ -12,6 +12,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
+from neuron_port.simulator.parsing import parse_python
+
 Node = TypeVar("Node", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 BUILTINS = frozenset(vars(builtins))
@@ -206,7 +208,7 @@ def read_source(text: str, path: str) -> SourceFile:
     Raises:
         SyntaxError: the text is no Python.
     """
-    reader = _Reader(ast.parse(text, filename=path))
+    reader = _Reader(parse_python(text, path))
     return SourceFile(
         path=path,
         top=reader.top,
