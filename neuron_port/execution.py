@@ -72,9 +72,10 @@ class KernelOperator(ABC):
     def __call__(self, *args: Any, **attributes: Any) -> Any:
         names = (*self.tensor_arguments, *self.attribute_arguments)
         values = dict(zip(names, args, strict=False)) | attributes
-        tensors = [
-            self._form_of(values[name]) for name in self.tensor_arguments if values.get(name) is not None
-        ]
+        given = [values.get(name) for name in self.tensor_arguments]
+        while given and given[-1] is None:  # an optional tensor at the end is left to the kernel's own default
+            given.pop()
+        tensors = [None if tensor is None else self._form_of(tensor) for tensor in given]
         options = {name: values[name] for name in self.attribute_arguments if name in values}
         results = tuple(to_torch(output) for output in self._run(tensors, options))
         return results[0] if len(results) == 1 else results

@@ -19,6 +19,12 @@ from neuron_port.types import WeightSource
 
 GENERATIONS = ("gen2", "gen3")
 NKI_VERSION = "0.6"  # of the language that kernels are written in, and that the simulator speaks
+# What a cut point hands to a recipe: docs/recipes.md says what `call` holds for each.
+OPERATIONS = ("module", "rope", "attention", "attention_decode", "add", "function", "matmul", "softmax")
+# How a tensor argument of a layer's call is drawn when it is probed and proven; all but the first ignore scales.
+Domain = Literal["normal", "positive", "negative", "unit", "distinct", "decay"]
+# For each tensor argument of a layer's call, the axis or axes that count tokens.
+TokenAxes = tuple[int | tuple[int, ...] | None, ...]
 CaseKind = Literal["ordinary", "tail", "stress", "large"]
 # How activations are drawn (`parity/draw.py`). What a kernel may get away with on normal values, it does not on these.
 Style = Literal["normal", "constant rows", "outliers", "one hot", "clustered", "long tail", "signed zeros"]
@@ -85,11 +91,20 @@ class Recipe:
         schema: the operator's arguments and results in torch.library notation, tensors first:
             "(Tensor x, Tensor gamma, float eps) -> Tensor". The kernel takes the same tensors in the same order,
             and the attributes by keyword.
-        operation: which cut points it looks at: "module", "rope", "attention", "attention_decode" or "add".
-        hint: narrows the candidates cheaply: bind(call) -> Binding or None. It never decides; the numeric probe does.
+        operation: which cut points it looks at, one of OPERATIONS.
+        bind: narrows the candidates cheaply: bind(call) -> Binding, several Bindings to be tried in order (gain w or
+            1 + w, one activation or another), or None. It never decides; the numeric probe does.
         forward: forward(operator, weights, attributes, *args, **kwargs) -> what the layer's own forward returns.
-        sequence_axes: for each tensor argument of the layer's call, the axis that counts tokens (None: has none);
-            the framework varies it to reach tails.
+        sequence_axes: for each tensor argument of the layer's call, the axis that counts tokens (None: has none;
+            -2: the last but one, whatever the rank; a tuple: several, without those of size 1, which are spread);
+            the framework varies it to reach tails. Or a function of the call that says so, where layouts differ.
+        domains: for each tensor argument of the layer's call that is not drawn normally, how it is: "positive",
+            "negative" (softplus and its opposite), "unit" (0 to 1), "distinct" (integers, none twice in a row, as the
+            indices of a top-k are), "decay" (logarithms of forget gates: at most 0).
+        mixed_dtypes: whether a call may mix float32 tensors (states, decays, tables) with 16-bit ones.
+        comparable: comparable(outputs of a layer or of the recipe) -> the same in an order that means something; for
+            layers that leave an order open, as an unsorted top-k does.
+        scales: the input scales of the numeric probe, where the usual ones make no sense for the layer.
         inputs: inputs(sizes, draw) -> the operator's tensor arguments as NumPy arrays, for `cases`;
             `draw` offers normal(shape), integers(low, high, shape) and weight(shape).
         flops: flops(shapes of the operator's tensors) -> floating point operations of TensorE (2 per multiply-add).
@@ -101,19 +116,32 @@ class Recipe:
     summary: str
     schema: str
     operation: str
-    bind: Callable[[Any], Binding | None]
+    bind: Callable[[Any], Binding | tuple[Binding, ...] | None]
     forward: Callable[..., Any]
-    sequence_axes: tuple[int | None, ...]
+    sequence_axes: TokenAxes | Callable[[Any], TokenAxes]
     inputs: Callable[..., tuple[Any, ...]]
     flops: Callable[..., int]
     cases: tuple[Case, ...]
     sizes: Mapping[str, Size] = field(default_factory=dict)
+    domains: Mapping[int, Domain] = field(default_factory=dict)
+    scales: tuple[float, ...] | None = None
+    mixed_dtypes: bool = False
+    comparable: Callable[[list[Any]], list[Any]] = list
     tolerance: Tolerance = Tolerance()
     version: str = "1"
     generations: tuple[str, ...] = GENERATIONS
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     license: str = "Apache-2.0"
     nki_version: str = NKI_VERSION
+
+    def token_axes(self, call: Any) -> TokenAxes:
+        """`sequence_axes` for one call."""
+        return self.sequence_axes(call) if callable(self.sequence_axes) else self.sequence_axes
+
+    def bindings(self, call: Any) -> tuple[Binding, ...]:
+        """What `bind` says of a call, as a tuple: empty when the call is not this recipe's."""
+        found = self.bind(call)
+        return () if found is None else found if isinstance(found, tuple) else (found,)
 
     @property
     def documentation(self) -> str:

@@ -1,5 +1,9 @@
 """Finds recipes: a folder in `recipes/` is a recipe, its presence is its registration.
 
+Recipes of other people come in two ways. A folder of them is named (`--recipes DIR`); or a package that is installed
+offers one, by an entry point of the group `neuron_port.recipes` whose value is a module: the folder that the module
+lies in holds the recipes.
+
 Listing imports no torch: a recipe's reference and kernel are loaded when they are first used. A folder that cannot
 be loaded stops the run with its own traceback line; it is never skipped.
 
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import sys
@@ -28,6 +33,7 @@ from neuron_port.task import VERIFIER_VERSION
 from neuron_port.types import Kernel
 
 DRAFT_FILE = "draft.json"
+ENTRY_POINTS = "neuron_port.recipes"
 _PACKAGE = Path(__file__).parent
 
 
@@ -35,6 +41,43 @@ def data_folder(name: str) -> Path:
     """`recipes/` or `models/`: beside the package in a checkout, inside it when installed from a wheel."""
     installed = _PACKAGE / f"_{name}"
     return installed if installed.is_dir() else _PACKAGE.parent / name
+
+
+def offered_folders() -> dict[Path, str]:
+    """Folders of recipes that installed packages offer, each with who offers it: "package 1.0".
+
+    Raises:
+        RecipeError: an entry point names no module, or one that has no folder.
+    """
+    points = sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    return {_folder_of(point): _owner_of(point) for point in points}
+
+
+def recipe_folders(*named: Path) -> tuple[Path, ...]:
+    """Where recipes are looked for: our own, those that installed packages offer, and `named`, each once."""
+    return tuple(dict.fromkeys((data_folder("recipes"), *offered_folders(), *named)))
+
+
+def _folder_of(point: importlib.metadata.EntryPoint) -> Path:
+    where = f"Entry point `{point.name} = {point.value}` of {_owner_of(point)}"
+    try:
+        found = importlib.util.find_spec(point.value)
+    except Exception as error:  # whatever the packages above the module raise when they are imported
+        raise RecipeError(
+            f"{where} cannot be imported: {type(error).__name__}: {error}",
+            hint=f'Correct or uninstall that package; [project.entry-points."{ENTRY_POINTS}"] names a module.',
+        ) from error
+    places = list(found.submodule_search_locations or ()) if found else []
+    if not places:
+        raise RecipeError(
+            f"{where} names no package with a folder",
+            hint="It must name the Python package that the recipe folders lie in, such as `my_package.recipes`.",
+        )
+    return Path(places[0])
+
+
+def _owner_of(point: importlib.metadata.EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
 
 
 @dataclass(frozen=True)
@@ -67,7 +110,7 @@ class RegisteredRecipe:
     @cached_property
     def reference(self) -> Callable[..., Any]:
         """The plain torch function that says what the kernel computes."""
-        module = _execute(self.folder / "reference.py", f"neuron_port_recipes.{self.name}.reference")
+        module = execute_file(self.folder / "reference.py", f"neuron_port_recipes.{self.name}.reference")
         function = getattr(module, self.name, None)
         if not callable(function):
             raise RecipeError(f"Recipe `{self.name}`: reference.py has no function `{self.name}`")
@@ -86,13 +129,16 @@ class RegisteredRecipe:
 class Registry(Mapping[str, RegisteredRecipe]):
     """All recipes by name, in the order of their folders' names.
 
+    Without folders: all of `recipe_folders()`. A folder in one of them that has no recipe.py is an error, unless its
+    name starts with a dot or an underscore.
+
     `stale`: drafts that are not used, by name, each with the reason.
     """
 
     def __init__(self, *folders: Path) -> None:
         self._recipes: dict[str, RegisteredRecipe] = {}
         self.stale: dict[str, str] = {}
-        for folder in folders or (data_folder("recipes"),):
+        for folder in folders or recipe_folders():
             if not folder.is_dir():
                 raise RecipeError(f"No recipe folder at: `{folder}`")
             for path in sorted(folder.iterdir()):
@@ -112,6 +158,15 @@ class Registry(Mapping[str, RegisteredRecipe]):
                 hint="Rename one folder.",
             )
         self._recipes[found.name] = found
+
+    @classmethod
+    def of(cls, *recipes: RegisteredRecipe) -> Registry:
+        """Only these recipes."""
+        registry = cls.__new__(cls)
+        registry._recipes, registry.stale = {}, {}
+        for found in recipes:
+            registry._add(found)
+        return registry
 
     def __getitem__(self, name: str) -> RegisteredRecipe:
         if name in self.stale and name not in self._recipes:
@@ -171,7 +226,7 @@ def load_recipe(folder: Path) -> RegisteredRecipe:
     Raises:
         RecipeError: it does not load; the message names file and line.
     """
-    module = _execute(folder / "recipe.py", f"neuron_port_recipes.{folder.name}.recipe")
+    module = execute_file(folder / "recipe.py", f"neuron_port_recipes.{folder.name}.recipe")
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"{folder / 'recipe.py'} defines no `RECIPE = Recipe(...)`")
@@ -180,7 +235,7 @@ def load_recipe(folder: Path) -> RegisteredRecipe:
     return RegisteredRecipe(recipe, folder)
 
 
-def _execute(path: Path, module_name: str) -> ModuleType:
+def execute_file(path: Path, module_name: str) -> ModuleType:
     """Run a recipe's Python file as a module of its own; an error in it becomes one line that names file and line."""
     if not path.is_file():
         raise RecipeError(f"Recipe folder `{path.parent.name}` has no {path.name}", hint=f"Add {path}")

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -21,13 +22,15 @@ from neuron_port.errors import ParityError
 
 # Names are the ones of safetensors' and torch's own spelling, without the `torch.` prefix.
 DTYPE_BYTES = {
-    "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+    "float64": 8, "complex64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
     "float8_e4m3fn": 1, "float8_e5m2": 1,
 }  # fmt: skip
 
 Record = TypeVar("Record")
 Tier = Literal["simulator", "xla-cpu", "official", "device"]
 Decision = Literal["recipe", "draft", "compiler"]
+Phase = Literal["prefill", "decode", "forward"]
+Family = Literal["causal", "encoder"]
 BundleState = Literal["portable", "compiled", "device-verified"]
 
 
@@ -77,7 +80,7 @@ class Layer:
     """
 
     name: str
-    operation: str  # "module", "attention", "rope", "add"
+    operation: str  # one of neuron_port.recipe.OPERATIONS
     module_class: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -107,7 +110,7 @@ class LayerGraph:
     """
 
     checkpoint: str  # its revision
-    phase: Literal["prefill", "decode"]
+    phase: Phase
     batch: int
     sequence_length: int
     layers: tuple[Layer, ...]
@@ -125,11 +128,31 @@ class LayerGraph:
 class WeightSource:
     """Where a kernel's weight comes from, and how it is laid out on the way: `transform` is applied once, at load.
 
-    transform: "none", or "transpose" ([N, K] in the checkpoint becomes [K, N] for the kernel).
+    `name` is a parameter or a buffer of the layer's module.
+    transform: "none", "transpose" (the last two axes change places: [N, K] in the checkpoint becomes [K, N] for the
+    kernel) or "permute:2,3,1,0" (axis n of the result is the named axis of the checkpoint's tensor).
     """
 
     name: str
-    transform: Literal["none", "transpose"] = "none"
+    transform: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.transform not in ("none", "transpose") and not re.fullmatch(
+            r"permute:\d(,\d)*", self.transform
+        ):
+            raise ValueError(
+                f"Unknown transform `{self.transform}` of weight `{self.name}`: none, transpose or permute:<axes>"
+            )
+
+
+def permutation(transform: str, rank: int) -> tuple[int, ...]:
+    """The order of axes that a `WeightSource.transform` asks of a tensor of this rank."""
+    axes = list(range(rank))
+    if transform == "transpose":
+        axes[-2:] = axes[:-3:-1]
+    elif transform != "none":
+        axes = [int(axis) for axis in transform.removeprefix("permute:").split(",")]
+    return tuple(axes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +279,7 @@ class GraphInput:
     role: Literal["weight", "input", "state"]
     spec: TensorSpec
     source: str | None = None  # weights: the checkpoint's tensor name, or "derived:<name>"
-    transform: Literal["none", "transpose"] = "none"
+    transform: str = "none"  # that of WeightSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,10 +297,11 @@ class GraphSpec:
     """The interface of one graph: `prefill_b1_s128`, `decode_b1_t256`."""
 
     id: str
-    phase: Literal["prefill", "decode"]
+    phase: Phase
     batch: int
     sequence_length: int  # prefill: tokens of the bucket; decode: 1
     cache_length: int  # key/value slots
+    fills_bucket: bool = False  # prompts must have exactly `sequence_length` tokens: a recurrence runs on into padding
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphOutput, ...]
 

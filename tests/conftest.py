@@ -78,7 +78,7 @@ def tiny_skeleton() -> Any:
     import torch
     from transformers import LlamaConfig
 
-    from neuron_port.walk.walker import build_skeleton
+    from neuron_port.checkpoint import build_skeleton
 
     return build_skeleton(LlamaConfig(**TINY_LLAMA), torch.float32)
 
@@ -86,10 +86,12 @@ def tiny_skeleton() -> Any:
 @pytest.fixture(scope="session")
 def tiny_walks(tiny_skeleton: Any) -> list[Any]:
     """Its prefill (16 tokens) and decode (32 slots) walks."""
+    from neuron_port.walk.families import programs_of
+    from neuron_port.walk.program import GraphShapes
     from neuron_port.walk.walker import walk
 
-    shapes = {"batch": 1, "sequence_length": 16, "cache_length": 32}
-    return [walk(tiny_skeleton, "tiny", phase, **shapes) for phase in ("prefill", "decode")]
+    shapes = GraphShapes(batch=1, buckets=(16,), cache_length=32)
+    return [walk(tiny_skeleton, "tiny", program) for program in programs_of(tiny_skeleton, shapes)]
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "neuron_port"
 # A module may import from its own place and from the rows below it; neighbours on a row do not know each other.
 ROWS = [
     {"cli"},
+    {"contributing"},
     {"pipeline", "environments"},
     {"bench"},
     {"drafting"},

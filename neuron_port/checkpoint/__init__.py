@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neuron_port.checkpoint.architecture import build_skeleton
     from neuron_port.checkpoint.load import load_config, load_model, load_tokenizer
     from neuron_port.checkpoint.presets import Preset, Prompt, find_preset, list_presets
     from neuron_port.checkpoint.source import resolve
@@ -27,6 +28,7 @@ _HOMES = {
     "Preset": "presets",
     "Prompt": "presets",
     "WeightReader": "weights",
+    "build_skeleton": "architecture",
     "find_preset": "presets",
     "list_presets": "presets",
     "load_config": "load",
@@ -39,6 +41,7 @@ __all__ = [
     "Preset",
     "Prompt",
     "WeightReader",
+    "build_skeleton",
     "find_preset",
     "list_presets",
     "load_config",

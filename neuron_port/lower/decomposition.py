@@ -10,16 +10,11 @@ import torch
 from torch.export import ExportedProgram
 
 from neuron_port.errors import LoweringError
+from neuron_port.lower.complex_numbers import without_complex_numbers
+from neuron_port.lower.rewrites import REWRITES, TORCH_DECOMPOSES
 
 NAMESPACE = "neuron_port"
 _DONE = "neuron_port.decomposed"
-# Core ATen keeps these whole; torch has a decomposition of each into operators that we lower.
-_FURTHER = (
-    torch.ops.aten.elu.default,
-    torch.ops.aten.leaky_relu.default,
-    torch.ops.aten.linalg_vector_norm.default,
-    torch.ops.aten.native_group_norm.default,
-)
 
 
 def decompose(
@@ -31,11 +26,12 @@ def decompose(
     Raises LoweringError when a reference names an operator that was never defined.
     """
     table = torch.export.default_decompositions()
-    table.update(torch._decomp.get_decompositions(_FURTHER))
+    table.update(torch._decomp.get_decompositions(TORCH_DECOMPOSES))
+    table.update(REWRITES)
     table[torch.ops.aten.scaled_dot_product_attention.default] = _attention
     for name, reference in (references or {}).items():
         table[_operator(name)] = reference
-    decomposed = program.run_decompositions(table)
+    decomposed = without_complex_numbers(program.run_decompositions(table))
     decomposed.graph_module.meta[_DONE] = True
     return decomposed
 

@@ -96,9 +96,10 @@ class _Emitter:
         self.parameters: list[Value] = []
 
     def placeholders(self) -> None:
-        wanted = program_inputs(self.program)
+        stored = {f"model.{item.name}" for item in self.spec.inputs if item.role == "weight"}
+        wanted = program_inputs(self.program, stored=stored)
         if len(wanted) < len(self.spec.inputs):  # the spec may name weights that nothing reads
-            wanted = program_inputs(self.program, unread=True)
+            wanted = program_inputs(self.program, unread=True, stored=stored)
         if len(wanted) != len(self.spec.inputs):
             raise LoweringError(
                 f"Graph `{self.spec.id}` names {len(self.spec.inputs)} inputs, the program has "

@@ -5,7 +5,7 @@ Static shapes and 32-bit integers are decided here, at the boundary, once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,12 +48,14 @@ class ProgramInput:
     tied: tuple[str, ...] = ()
 
 
-def program_inputs(program: ExportedProgram, *, unread: bool = False) -> tuple[ProgramInput, ...]:
+def program_inputs(
+    program: ExportedProgram, *, unread: bool = False, stored: Collection[str] = ()
+) -> tuple[ProgramInput, ...]:
     """The placeholders of `program` that become parameters, in order: one GraphInput is wanted for each.
 
     Not among them: buffers and constants of at most 1 KiB that the graph does not write (they become
-    literals), weights that nothing reads (the second name of a tied weight; kept with `unread`), and
-    arguments that are not tensors.
+    literals, but for those that a checkpoint stores: `stored` has their targets), weights that nothing reads (the
+    second name of a tied weight; kept with `unread`), and arguments that are not tensors.
     """
     found = []
     names: dict[int, list[str]] = {}
@@ -70,7 +72,8 @@ def program_inputs(program: ExportedProgram, *, unread: bool = False) -> tuple[P
             )
         shape = shape_of(nodes[item.arg.name])
         read = bool(nodes[item.arg.name].users) or item.kind == InputKind.USER_INPUT
-        if shape is None or not (read or unread) or _is_literal(program, item, nodes[item.arg.name]):
+        literal = item.target not in stored and _is_literal(program, item, nodes[item.arg.name])
+        if shape is None or not (read or unread) or literal:
             continue
         same = names.get(id(program.state_dict.get(item.target or "")), [])
         found.append(

@@ -75,15 +75,16 @@ def is_elementary(layer: Layer, layers: tuple[Layer, ...], number: int) -> bool:
 
 
 def consumed_parameters(walks: list[Walk], matches: tuple[Match, ...]) -> set[str]:
-    """Names of the parameters that some decided layer uses."""
+    """Names of the parameters that some decided layer uses, or the code between the layers."""
     decided = {name for match in matches for name in match.layers}
-    return {
+    of_layers = {
         f"{layer.name}.{parameter}"
         for walk in walks
         for layer in walk.graph.layers
         if layer.name in decided
         for parameter in layer.parameters
     }
+    return of_layers.union(*(walk.touched for walk in walks))
 
 
 def _add(decisions: dict[str, Match], decided: Match, name: str) -> None:
@@ -118,18 +119,21 @@ class _Decider:
     def _decide(self, layer: Layer, call: Call) -> Match:
         rejected: list[str] = []
         for candidate in self.registry.for_operation(call.operation):
-            binding = candidate.recipe.bind(call)
-            if binding is None:
+            bindings = candidate.recipe.bindings(call)
+            if not bindings:
                 continue
             reason = self._unsupported(candidate, layer)
-            if reason is None:
+            nearest = (float("inf"), "")
+            for binding in bindings if reason is None else ():
                 evidence = self._probe(layer, call, candidate, binding)
                 worst = max(evidence.values())
                 if worst <= RELATIVE_LIMIT:
                     return _matched(layer, candidate, binding, evidence, worst)
-                scale = max(evidence, key=evidence.__getitem__)
-                reason = f"{candidate.name} computes something else: relative difference {worst:.1e}, {scale}"
-            rejected.append(reason)
+                nearest = min(nearest, (worst, max(evidence, key=evidence.__getitem__)))
+            rejected.append(
+                reason or f"{candidate.name} computes something else: relative difference {nearest[0]:.1e}, "
+                f"{nearest[1]}"
+            )
         return Match(
             signature=layer.signature,
             layers=(),
@@ -147,7 +151,7 @@ class _Decider:
             return f"{recipe.name} was excluded by the user"
         if self.generation not in recipe.generations:
             return f"{recipe.name} has no kernel for {self.generation}"
-        if len(dtypes) > 1:  # transformers promotes silently, and differently from model to model
+        if len(dtypes) > 1 and not recipe.mixed_dtypes:  # transformers promotes silently, from model to model
             return f"{recipe.name} takes one dtype, these inputs are {' and '.join(sorted(dtypes))}"
         if not dtypes <= set(recipe.dtypes):
             return f"{recipe.name} has no kernel for {', '.join(sorted(dtypes))}"
@@ -165,6 +169,8 @@ class _Decider:
             shape,
             dict(layer.parameters),
             dict(layer.attributes),
+            binding.attributes,
+            dict(binding.weights),
         )
         if key not in self.evidence:
             self.evidence[key] = _run_probe(call, candidate, binding)

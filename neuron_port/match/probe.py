@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from neuron_port.recipe import Binding, Recipe
-from neuron_port.types import WeightSource
-from neuron_port.walk.cutpoints import Call, flatten_tensors
+from neuron_port.types import WeightSource, permutation
+from neuron_port.walk.cutpoints import Call, flatten_tensors, stored_tensors
 
 RELATIVE_LIMIT = 2e-5
 SCALES = (1.0, 1e3, 3e-3)
@@ -27,52 +28,74 @@ PROBE_TOKENS = 7
 def materialize(
     module: torch.nn.Module, fill: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> torch.nn.Module:
-    """A copy on the CPU of a (meta) module, with parameters `fill(name, like)` in whatever dtype that gives."""
+    """A copy on the CPU of a (meta) module; stored tensors are `fill(name, like)` in whatever dtype that gives."""
     clone = copy.deepcopy(module)
-    for name, parameter in list(clone.named_parameters(remove_duplicate=False)):
+    for name, tensor in stored_tensors(clone).items():
         owner_name, _, leaf = name.rpartition(".")
         owner = clone.get_submodule(owner_name)
-        setattr(owner, leaf, torch.nn.Parameter(fill(name, parameter), requires_grad=False))
+        if isinstance(tensor, torch.nn.Parameter):
+            setattr(owner, leaf, torch.nn.Parameter(fill(name, tensor), requires_grad=False))
+        elif tensor.is_floating_point():
+            owner.register_buffer(leaf, fill(name, tensor))
     for child in clone.modules():
         vars(child).pop("forward", None)  # a deep copy of an intercepted module must not call its original
     return clone.eval()
 
 
 def random_parameters(generator: torch.Generator) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """Fill for `materialize`: every parameter normal; matrices scaled so that activations keep their size."""
+    """Fill for `materialize`: every tensor normal; matrices scaled so that activations keep their size.
+
+    A variance (batch normalisation keeps one) is positive by its nature, so it is drawn so.
+    """
 
     def fill(name: str, like: torch.Tensor) -> torch.Tensor:
         scale = like.shape[-1] ** -0.5 if like.ndim > 1 and "embed" not in name else 1.0
-        return torch.empty(like.shape, dtype=torch.float32).normal_(generator=generator).mul_(scale)
+        drawn = torch.empty(like.shape, dtype=torch.float32).normal_(generator=generator).mul_(scale)
+        return drawn.abs() + 0.5 if name.endswith("var") else drawn
 
     return fill
 
 
-def draw_arguments(
-    value: Any,
-    generator: torch.Generator,
-    *,
-    scale: float,
-    vocabulary: int,
-    resize: Callable[[torch.Tensor], Sequence[int]],
-) -> Any:
-    """Random values in the shape of a call's arguments: nested containers keep their form, modules stay."""
-    if isinstance(value, torch.Tensor):
-        shape = tuple(resize(value))
-        if value.is_floating_point():
-            return torch.randn(shape, generator=generator) * scale
-        return torch.randint(0, vocabulary, shape, generator=generator, dtype=value.dtype)
-    if isinstance(value, Mapping):
-        return {
-            key: draw_arguments(item, generator, scale=scale, vocabulary=vocabulary, resize=resize)
-            for key, item in value.items()
-        }
-    if isinstance(value, (tuple, list)):
-        return type(value)(
-            draw_arguments(item, generator, scale=scale, vocabulary=vocabulary, resize=resize)
-            for item in value
-        )
-    return value
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How the tensors of a call are drawn: their sizes, their scale, and the domain of each (by its place)."""
+
+    generator: torch.Generator
+    scale: float
+    vocabulary: int
+    shapes: Mapping[int, Sequence[int]]  # by id of the call's tensor
+    domains: Mapping[int, str] = field(default_factory=dict)  # by id of the call's tensor
+
+    def draw(self, value: Any) -> Any:
+        """Random values in the shape of a call's arguments: nested containers keep their form, modules stay."""
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, Mapping):
+            return {key: self.draw(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return type(value)(self.draw(item) for item in value)
+        return value
+
+    def _tensor(self, like: torch.Tensor) -> torch.Tensor:
+        shape = tuple(self.shapes.get(id(like), like.shape))
+        domain = self.domains.get(id(like), "normal")
+        if like.dtype is torch.bool:
+            return torch.ones(shape, dtype=torch.bool)
+        if domain == "distinct":
+            order = torch.rand((*shape[:-1], self.vocabulary), generator=self.generator).argsort(-1)
+            return order[..., : shape[-1]].to(like.dtype)
+        if not like.is_floating_point() and not like.is_complex():
+            return torch.randint(0, self.vocabulary, shape, generator=self.generator, dtype=like.dtype)
+        if like.is_complex():
+            angles = torch.randn(shape, generator=self.generator)
+            return torch.polar(torch.ones_like(angles), angles)
+        if domain == "unit":
+            return torch.rand(shape, generator=self.generator)
+        drawn = torch.randn(shape, generator=self.generator)
+        if domain == "normal":
+            return drawn * self.scale
+        positive = torch.nn.functional.softplus(drawn)
+        return positive if domain == "positive" else -positive
 
 
 def bound_weights(
@@ -82,16 +105,28 @@ def bound_weights(
     weights = {}
     for role, source in sources.items():
         assert module is not None, f"weight `{role}` bound to a call without module"
-        tensor = module.get_parameter(source.name).detach()
-        weights[role] = tensor.t() if source.transform == "transpose" else tensor
+        weights[role] = laid_out(tensor_of(module, source.name), source.transform)
     return weights
+
+
+def tensor_of(module: torch.nn.Module, name: str) -> torch.Tensor:
+    """The parameter or buffer of that (dotted) name."""
+    owner_name, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(owner_name), leaf).detach()
+
+
+def laid_out(tensor: torch.Tensor, transform: str) -> torch.Tensor:
+    """A view of `tensor` in the layout that a `WeightSource.transform` asks for."""
+    return tensor if transform == "none" else tensor.permute(permutation(transform, tensor.ndim))
 
 
 def index_limit(call: Call) -> int:
     """Exclusive upper bound of the call's integer arguments: rows of the table, or slots of the cache."""
     if call.operation == "attention_decode":
         return int(call.args[3].shape[2])
-    parameters = list(call.module.parameters()) if call.module is not None else []
+    if call.operation != "module" or call.module is None:
+        return 2
+    parameters = list(call.module.parameters())
     return int(parameters[0].shape[0]) if parameters else 2
 
 
@@ -107,37 +142,88 @@ def probe(call: Call, recipe: Recipe, reference: Callable[..., Any], binding: Bi
         module = materialize(module, random_parameters(generator))
     function = module if call.operation == "module" and module is not None else call.function
     weights = bound_weights(module, binding.weights)
-    resize = token_resizer(call, recipe, PROBE_TOKENS)
     differences = {}
-    for scale in ATTENTION_SCALES if "attention" in call.operation else SCALES:
-        args, kwargs = draw_arguments(
-            (call.args, dict(call.kwargs)),
-            generator,
-            scale=scale,
-            vocabulary=index_limit(call),
-            resize=resize,
-        )
+    for scale in probe_scales(call, recipe):
+        drawing = draw_for(call, recipe, generator, scale=scale, tokens=PROBE_TOKENS, at_most=True)
+        args, kwargs = drawing.draw((call.args, dict(call.kwargs)))
         with torch.no_grad():
-            own = list(flatten_tensors(function(*args, **kwargs)))
+            own_args, own_kwargs = cloned(args), cloned(kwargs)
+            our_args, our_kwargs = cloned(args), cloned(kwargs)
+            own = list(flatten_tensors(function(*own_args, **own_kwargs)))
             ours = list(
-                flatten_tensors(recipe.forward(reference, weights, binding.attributes, *args, **kwargs))
+                flatten_tensors(
+                    recipe.forward(reference, weights, binding.attributes, *our_args, **our_kwargs)
+                )
             )
-        differences[f"scale {scale:g}"] = relative_difference(ours, own)
+            # A function may leave its result in an argument (the state of a convolution): that is an output too.
+            own += changed(args, kwargs, own_args, own_kwargs)
+            ours += changed(args, kwargs, own_args, own_kwargs, our_args, our_kwargs)
+        differences[f"scale {scale:g}"] = relative_difference(recipe.comparable(ours), recipe.comparable(own))
     return differences
 
 
-def token_resizer(call: Call, recipe: Recipe, tokens: int) -> Callable[[torch.Tensor], list[int]]:
-    """A function from a tensor argument to its shape with at most `tokens` along the axis that counts tokens."""
-    axes = {id(tensor): axis for tensor, axis in zip(call.tensors, recipe.sequence_axes, strict=False)}
+def probe_scales(call: Call, recipe: Recipe) -> tuple[float, ...]:
+    if recipe.scales is not None:
+        return recipe.scales
+    return ATTENTION_SCALES if "attention" in call.operation or call.operation == "softmax" else SCALES
 
-    def resize(tensor: torch.Tensor) -> list[int]:
-        shape = list(tensor.shape)
-        axis = axes.get(id(tensor))
-        if axis is not None and not call.operation.endswith("decode"):
-            shape[axis] = min(shape[axis], tokens)
-        return shape
 
-    return resize
+def draw_for(
+    call: Call,
+    recipe: Recipe,
+    generator: torch.Generator,
+    *,
+    scale: float,
+    tokens: int | None,
+    at_most: bool = False,
+) -> Drawing:
+    """How to draw a call's arguments with `tokens` (or at most so many) along the axes that count them."""
+    tensors = call.tensors
+    shapes = {}
+    if tokens is not None and not call.operation.endswith("decode"):
+        for tensor, entry in zip(tensors, recipe.token_axes(call), strict=False):
+            shape = list(tensor.shape)
+            for axis in token_axes(tensor, entry):
+                shape[axis] = min(shape[axis], tokens) if at_most else tokens
+            shapes[id(tensor)] = shape
+    domains = {id(tensors[place]): domain for place, domain in recipe.domains.items() if place < len(tensors)}
+    return Drawing(
+        generator=generator, scale=scale, vocabulary=index_limit(call), shapes=shapes, domains=domains
+    )
+
+
+def token_axes(tensor: torch.Tensor, entry: int | tuple[int, ...] | None) -> list[int]:
+    """The axes of a tensor argument that count tokens, by its entry in `Recipe.sequence_axes`."""
+    if entry is None:
+        return []
+    axes = entry if isinstance(entry, tuple) else (entry,)
+    inside = [axis for axis in axes if -tensor.ndim <= axis < tensor.ndim]
+    return [axis for axis in inside if isinstance(entry, int) or tensor.shape[axis] != 1]
+
+
+def cloned(value: Any) -> Any:
+    """Nested arguments whose tensors can be written without harm."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: cloned(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(cloned(item) for item in value)
+    return value
+
+
+def changed(
+    args: Any, kwargs: Any, own_args: Any, own_kwargs: Any, shown_args: Any = None, shown_kwargs: Any = None
+) -> list[torch.Tensor]:
+    """The arguments that the layer wrote to, as it left them; or as somebody else (`shown_*`) left the same ones."""
+    before = flatten_tensors((args, kwargs))
+    after = list(flatten_tensors((own_args, own_kwargs)))
+    shown = after if shown_args is None else list(flatten_tensors((shown_args, shown_kwargs)))
+    return [
+        left
+        for first, last, left in zip(before, after, shown, strict=True)
+        if not torch.equal(first, last)
+    ]
 
 
 def relative_difference(ours: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> float:

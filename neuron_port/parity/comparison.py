@@ -64,6 +64,8 @@ def compare(
     problem = _different_form(candidate, truth, baseline.dtype)
     if problem:
         return Comparison(metrics={}, limits={}, detail=problem)
+    if not baseline.is_floating_point():
+        return _whole_numbers(candidate, (truth, baseline, *alternatives))
     finite = torch.isfinite(truth)
     exact = torch.where(finite, truth, 0).double()
     error = torch.where(finite, candidate.double() - truth.double(), 0)
@@ -94,6 +96,17 @@ def _different_form(candidate: torch.Tensor, truth: torch.Tensor, dtype: torch.d
         place = tuple(differs.nonzero()[0].tolist())
         return f"{int(differs.sum())} elements are non-finite where the truth is not (or the reverse), first at {place}"
     return ""
+
+
+def _whole_numbers(candidate: torch.Tensor, legal: Sequence[torch.Tensor]) -> Comparison:
+    """Integers have no noise: each must be one that the layer itself gives, here or on neighbouring inputs.
+
+    Where two scores are nearly tied, rounding decides which of them a top-k finds first.
+    """
+    agrees = torch.stack([answer.to(candidate.dtype) == candidate for answer in legal]).any(dim=0)
+    wrong = int((~agrees).sum())
+    detail = f"{wrong} integers differ, first at {tuple((~agrees).nonzero()[0].tolist())}" if wrong else ""
+    return Comparison(metrics={"different": float(wrong)}, limits={"different": 0.0}, detail=detail)
 
 
 def _float32_contract(
@@ -185,7 +198,7 @@ def is_telling(comparison: Comparison) -> bool:
     Where a layer's own rounding loses more than 1 %, a 2 % error is no error. Zeros, echoes and shuffles are wrong by
     all of the output's size, and tell nearly always.
     """
-    if not comparison.metrics:  # it has another form than the truth
+    if "legal_l2" not in comparison.metrics:  # it has another form than the truth, or is integers
         return True
     return comparison.metrics["relative_l2"] > TELLING_RATIO * comparison.metrics["legal_l2"]
 

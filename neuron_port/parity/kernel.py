@@ -132,7 +132,7 @@ class _Subject:
         function = module if self.call.operation == "module" and module is not None else self.call.function
         args, kwargs = _cast((problem.args, dict(problem.kwargs)), compute, rounded)
         with torch.no_grad():
-            return list(flatten_tensors(function(*args, **kwargs)))
+            return self.recipe.comparable(list(flatten_tensors(function(*args, **kwargs))))
 
     def run_kernel(
         self,
@@ -148,7 +148,7 @@ class _Subject:
                 result = self.recipe.forward(operator, weights, self.match.attributes, *args, **kwargs)
         except SimulatorError as error:
             return str(error)
-        return list(flatten_tensors(result))
+        return self.recipe.comparable(list(flatten_tensors(result)))
 
 
 def _cast(value: Any, compute: torch.dtype, rounded: torch.dtype) -> Any:

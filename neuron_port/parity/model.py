@@ -10,14 +10,15 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from neuron_port.parity.comparison import EPSILON
 from neuron_port.types import CaseResult, Tier
+from neuron_port.walk.recurrent_cache import cache_argument
 
 RELATIVE_LIMIT_FLOAT32 = (
     1e-4  # of the largest value of an output: thirty layers of float32 noise stay a tenth of it
@@ -65,11 +66,12 @@ def run_oracle(
         cached_tokens: after how many appended tokens `final_caches` is taken.
     """
     cache = DynamicCache(config=model.config)
+    state = {cache_argument(model): cache}
     logits, tokens = [], []
     final_caches: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.no_grad():
         ids = torch.tensor([list(prompt_ids)])
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        out = model(input_ids=ids, **state, use_cache=True)
         prompt_caches = _snapshot(cache)
         for number in range(new_tokens):
             logits.append(out.logits[0, -1].clone())
@@ -77,7 +79,7 @@ def run_oracle(
             if number == cached_tokens:
                 final_caches = _snapshot(cache)
             if number + 1 < new_tokens:
-                out = model(input_ids=torch.tensor([[tokens[-1]]]), past_key_values=cache, use_cache=True)
+                out = model(input_ids=torch.tensor([[tokens[-1]]]), **state, use_cache=True)
     return OracleRun(
         prompt_ids=tuple(prompt_ids),
         tokens=tuple(tokens),
@@ -87,12 +89,14 @@ def run_oracle(
     )
 
 
-def _snapshot(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    layers = cast(list[DynamicLayer], cache.layers)
-    return [
-        (cast(torch.Tensor, layer.keys)[0].clone(), cast(torch.Tensor, layer.values)[0].clone())
-        for layer in layers
-    ]
+def _snapshot(cache: Cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of every layer that has them, [G, L, D]; a layer with a window keeps its last tokens alone."""
+    found = []
+    for layer in cache.layers:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if torch.is_tensor(keys) and torch.is_tensor(values):
+            found.append((keys[0].clone(), values[0].clone()))
+    return found
 
 
 def check_outputs(
@@ -112,7 +116,7 @@ def check_outputs(
         baseline: the oracle in 16 bit for a 16-bit session (R-ratio), None for a float32 session.
         decode_steps: tokens appended; at most those of `truth`.
     """
-    judge = _Judge(tier, name)
+    judge = OutputJudge(tier, name)
     logits = session.start(truth.prompt_ids)
     progress(1, decode_steps + 1)
     expected = baseline.prompt_caches if baseline else None
@@ -132,22 +136,23 @@ def check_outputs(
 
 
 def _compare_caches(
-    judge: _Judge,
+    judge: OutputJudge,
     ours: list[tuple[torch.Tensor, torch.Tensor]],
     truth: list[tuple[torch.Tensor, torch.Tensor]],
     baseline: list[tuple[torch.Tensor, torch.Tensor]] | None,
 ) -> list[CaseResult]:
     results = []
-    for side, output in enumerate(("key caches", "value caches")):
+    for side, output in enumerate(("key caches", "value caches") if truth else ()):
         other = [layer[side] for layer in baseline] if baseline else None
-        results.append(
-            judge(output, [layer[side] for layer in ours], [layer[side] for layer in truth], other)
-        )
+        kept = [
+            layer[side][:, -expected[side].shape[1] :] for layer, expected in zip(ours, truth, strict=True)
+        ]
+        results.append(judge(output, kept, [layer[side] for layer in truth], other))
     return results
 
 
 @dataclass(frozen=True)
-class _Judge:
+class OutputJudge:
     """Compares a list of tensors (layers, or steps) and reports the worst."""
 
     tier: Tier

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from neuron_port.match.probe import draw_arguments, index_limit
+from neuron_port.match.probe import draw_for, token_axes
 from neuron_port.parity.comparison import EPSILON
 from neuron_port.registry import RegisteredRecipe
 from neuron_port.walk.cutpoints import Call
@@ -56,8 +56,8 @@ def own_tokens(call: Call, found: RegisteredRecipe) -> set[int]:
     """How many tokens the call has; a decode step's attention has one by definition, and counts none."""
     if call.operation == "attention_decode":
         return set()
-    axes = zip(call.tensors, found.recipe.sequence_axes, strict=False)
-    return {tensor.shape[axis] for tensor, axis in axes if axis is not None}
+    entries = zip(call.tensors, found.recipe.token_axes(call), strict=False)
+    return {tensor.shape[axis] for tensor, entry in entries for axis in token_axes(tensor, entry)}
 
 
 def tail_tokens(call: Call, found: RegisteredRecipe) -> list[int]:
@@ -77,18 +77,8 @@ def _draw(
     tokens: int | None,
 ) -> Problem:
     generator = torch.Generator().manual_seed(7919 * seed + 1)
-    axes = {id(tensor): axis for tensor, axis in zip(call.tensors, found.recipe.sequence_axes, strict=False)}
-
-    def resize(tensor: torch.Tensor) -> list[int]:
-        shape = list(tensor.shape)
-        axis = axes.get(id(tensor))
-        if tokens is not None and axis is not None:
-            shape[axis] = tokens
-        return shape
-
-    drawn = draw_arguments(
-        (call.args, dict(call.kwargs)), generator, scale=scale, vocabulary=index_limit(call), resize=resize
-    )
+    drawing = draw_for(call, found.recipe, generator, scale=scale, tokens=tokens)
+    drawn = drawing.draw((call.args, dict(call.kwargs)))
     args, kwargs = _restyle(drawn, style)
     return Problem(name=name, kind=kind, seed=seed, args=args, kwargs=kwargs)
 

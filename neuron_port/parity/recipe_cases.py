@@ -21,11 +21,12 @@ Operator = Callable[..., Any]
 NEIGHBOURS = 4  # inputs near those of a case, on which the reference shows what its rounding does
 
 
-def case_inputs(recipe: Recipe, case: Case) -> tuple[torch.Tensor, ...]:
-    """The operator's tensor arguments for a case, in float32."""
+def case_inputs(recipe: Recipe, case: Case) -> tuple[torch.Tensor | None, ...]:
+    """The operator's tensor arguments for a case, in float32; None where an optional one is missing."""
     seed = zlib.crc32(f"{recipe.name}/{case.name}".encode())
     draw = Draw(seed, case.scale, case.style)
-    return tuple(torch.from_numpy(array) for array in recipe.inputs(case.sizes, draw))
+    arrays = recipe.inputs(case.sizes, draw)
+    return tuple(None if array is None else torch.from_numpy(array) for array in arrays)
 
 
 def run_case(
@@ -55,21 +56,25 @@ def run_case(
     for number, (output, truth, baseline) in enumerate(zip(outputs, truths, baselines, strict=True)):
         options["alternatives"] = [answers[number] for answers in alternatives]
         comparisons.append(compare(output, truth, baseline, **options))
-        for name, wrong in sabotages(baseline, inputs).items():
+        given = tuple(tensor for tensor in inputs if tensor is not None)
+        for name, wrong in sabotages(baseline, given).items():
             judged = compare(wrong, truth, baseline, **options)
             if is_telling(judged):
                 refused[f"output {number}: {name}"] = judged
     return comparisons, refused
 
 
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
 
 
-def _neighbours(inputs: tuple[torch.Tensor, ...], seed: int) -> tuple[torch.Tensor, ...]:
+def _neighbours(inputs: tuple[torch.Tensor | None, ...], seed: int) -> tuple[torch.Tensor | None, ...]:
     """The inputs with every value moved by up to two units in its last place."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(nudged(tensor, generator) if tensor.is_floating_point() else tensor for tensor in inputs)
+    return tuple(
+        nudged(tensor, generator) if tensor is not None and tensor.is_floating_point() else tensor
+        for tensor in inputs
+    )
 
 
 def _outputs(result: Any) -> tuple[torch.Tensor, ...]:

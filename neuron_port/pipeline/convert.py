@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,8 @@ from neuron_port.build import GraphFiles, write_bundle
 from neuron_port.checkpoint import resolve
 from neuron_port.errors import ParityError
 from neuron_port.pipeline.drafting import Drafting, draft_layers, layers_to_draft
+from neuron_port.pipeline import forward_proof
+from neuron_port.pipeline.forward_proof import ForwardProof
 from neuron_port.pipeline.golden import golden_arrays
 from neuron_port.pipeline.kernel_proof import KernelProof
 from neuron_port.pipeline.lowering import LoweredGraph, lower_all
@@ -95,7 +98,7 @@ def convert(
     proofs.lower()
     if work.full_proof:
         proofs.oracle()
-        proofs.sequences()
+        proofs.whole_model()
         proofs.stop_unless_passed("graphs and model")
     else:
         view.note(
@@ -190,7 +193,7 @@ class _Proofs:
         self.graph_reports: list[ParityReport] = []
         self.model_reports: list[ParityReport] = []
         self.lowered: dict[torch.dtype, list[LoweredGraph]] = {}
-        self.sequence_proofs: dict[torch.dtype, SequenceProof] = {}
+        self.whole_proofs: dict[torch.dtype, SequenceProof | ForwardProof] = {}
 
     def kernels(self) -> None:
         with self.stages.stage("kernels = layers (simulator)") as result:
@@ -208,24 +211,29 @@ class _Proofs:
                 result.reused &= reused
 
     def oracle(self) -> None:
+        work = self.work
         with self.stages.stage("transformers reference") as result:
-            runs, result.reused = all_oracles(self.work, result.progress)
-            self.work.forget_model()
-        truths = runs[torch.float32]
-        for dtype in self.work.proof_dtypes:
-            self.sequence_proofs[dtype] = SequenceProof(
-                work=self.work,
+            if work.family == "causal":
+                runs, result.reused = all_oracles(work, result.progress)
+                made: Callable[..., Any] = SequenceProof
+            else:
+                runs, result.reused = forward_proof.all_runs(work, result.progress)
+                made = ForwardProof
+            work.forget_model()
+        for dtype in work.proof_dtypes:
+            self.whole_proofs[dtype] = made(
+                work=work,
                 plan=self.plan,
                 dtype=dtype,
                 graphs=self.lowered[dtype],
-                truths=truths,
+                truths=runs[torch.float32],
                 baselines=None if dtype is torch.float32 else runs[dtype],
             )
 
-    def sequences(self) -> None:
+    def whole_model(self) -> None:
         """Proofs 2 and 3, one dtype after the other, so that only one set of weights is in memory."""
         for dtype in self.work.proof_dtypes:
-            proof = self.sequence_proofs[dtype]
+            proof = self.whole_proofs[dtype]
             name = str(dtype).removeprefix("torch.")
             with self.stages.stage(f"graphs = model, {name} (xla-cpu)") as result:
                 reports, made = proof.graph_reports(result.progress)
@@ -300,7 +308,7 @@ class _Proofs:
                     "graphs": self.graph_reports,
                     "model": self.model_reports,
                 },
-                golden=golden_arrays(self.sequence_proofs.get(work.dtype)),
+                golden=self._golden(),
                 target=options.target,
                 dtype=options.dtype,
                 weights=options.weights,
@@ -313,6 +321,13 @@ class _Proofs:
             )
             self._failed_report.unlink(missing_ok=True)
         return self.conversion(options.output)
+
+    def _golden(self) -> dict[str, dict[str, Any]]:
+        """Inputs and answers that travel in the bundle; none where the whole model was not run."""
+        proof = self.whole_proofs.get(self.work.dtype)
+        if isinstance(proof, ForwardProof):
+            return forward_proof.golden_arrays(proof)
+        return golden_arrays(proof)
 
     def _verified_kernels(self) -> list[VerifiedKernel]:
         """One for each signature; construction refuses a kernel whose report did not pass."""

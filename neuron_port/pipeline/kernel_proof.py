@@ -15,8 +15,7 @@ from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name, recipe_digest
 from neuron_port.registry import RegisteredRecipe
 from neuron_port.store import write_json
-from neuron_port.types import Layer, Match, ParityReport, digest, from_json, to_json
-from neuron_port.walk.step import Phase
+from neuron_port.types import Layer, Match, ParityReport, Phase, digest, from_json, to_json
 from neuron_port.walk.walker import Capture, Walk, capture
 
 STAGE = "kernel-proof"
@@ -90,12 +89,11 @@ class KernelProof:
         if not self.work.full_proof or self.work.options.batch != 1:
             return None
         if self._captures is None:
-            ids = self.work.prompt_ids(self.work.options.prompts[0], 0)
             first_layers = {match.layers[0] for match in self.plan.matches.matches}
             self._captures = capture(
                 self.work.model(torch.float32),
                 first_layers,
-                torch.tensor([ids]),
+                self.work.sample(0),
                 cache_length=self.work.options.cache_length,
             )
         return self._captures.get((walk.graph.phase, layer.name))

@@ -12,13 +12,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from neuron_port.errors import LoweringError, NeuronPortError
+from neuron_port.execution import to_numpy
 from neuron_port.lower import KernelCall, decompose, emit, inline_references, lint
 from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.workbench import Workbench, code_digest
 from neuron_port.port.export import ExportedGraph, export_graph
 from neuron_port.port.operators import register
 from neuron_port.store import write_json
-from neuron_port.types import GraphSpec, LayerGraph, digest, from_json, to_json
+from neuron_port.types import GraphSpec, digest, from_json, to_json
 from neuron_port.walk.cutpoints import dtype_name
 
 STAGE = "graphs"
@@ -35,26 +36,25 @@ class LoweredGraph:
     derived: Mapping[str, np.ndarray]
 
 
-def export_one(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype) -> ExportedGraph:
-    """The graph of one phase and bucket, kernels substituted as the plan says; exported once per process."""
-    key = (graph.phase, graph.sequence_length, dtype)
+def export_one(work: Workbench, plan: Plan, number: int, dtype: torch.dtype) -> ExportedGraph:
+    """The plan's graph of that number, kernels substituted as it says; exported once per process."""
+    key = (number, dtype)
     if key not in work.exported:
-        work.exported[key] = _export(work, plan, graph, dtype)
+        work.exported[key] = _export(work, plan, number, dtype)
     return work.exported[key]
 
 
-def _export(work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype) -> ExportedGraph:
+def _export(work: Workbench, plan: Plan, number: int, dtype: torch.dtype) -> ExportedGraph:
     register(work.registry)
+    graph = plan.graphs[number]
     try:
         return export_graph(
             work.skeleton(dtype),
+            lambda model: work.programs(model)[number],
             plan.matches.by_layer(graph),
             work.registry,
-            graph.phase,
+            stored=work.checkpoint.weights,
             canonical=work.reader.canonical,
-            batch=work.options.batch,
-            sequence_length=graph.sequence_length,
-            cache_length=work.options.cache_length,
         )
     except NeuronPortError:
         raise
@@ -74,20 +74,21 @@ def lower_all(
     lowered, all_reused = [], True
     for number, graph in enumerate(plan.graphs):
         progress(f"{graph.phase} of {graph.sequence_length}, {dtype_name(dtype)}", number, len(plan.graphs))
-        result, reused = lower_one(work, plan, graph, dtype)
+        result, reused = lower_one(work, plan, number, dtype)
         lowered.append(result)
         all_reused &= reused
     return lowered, all_reused
 
 
 def lower_one(
-    work: Workbench, plan: Plan, graph: LayerGraph, dtype: torch.dtype
+    work: Workbench, plan: Plan, number: int, dtype: torch.dtype
 ) -> tuple[LoweredGraph, bool]:
+    graph = plan.graphs[number]
     ships = dtype is work.dtype
     key = digest(
         plan.key,
         graph.phase,
-        graph.sequence_length,
+        number,
         str(dtype),
         ships,
         torch.__version__,
@@ -95,7 +96,7 @@ def lower_one(
     )
 
     def write(folder: Path) -> None:
-        exported = export_one(work, plan, graph, dtype)
+        exported = export_one(work, plan, number, dtype)
         used = {match.recipe for match in plan.matches.by_layer(graph).values() if match.recipe is not None}
         kernels = {
             name: KernelCall(
@@ -114,7 +115,7 @@ def lower_one(
         write_json(folder / "spec.json", to_json(exported.spec))
         write_json(folder / "lint.json", findings)
         save_file(
-            {name: tensor.numpy() for name, tensor in exported.derived.items()},
+            {name: to_numpy(tensor) for name, tensor in exported.derived.items()},
             folder / "derived.safetensors",
         )
 

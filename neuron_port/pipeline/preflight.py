@@ -40,6 +40,13 @@ def check_positions(work: Workbench) -> None:
     A table of learned positions ends there, and rotary positions beyond it were never trained.
     """
     known = getattr(work.config.get_text_config(), "max_position_embeddings", None)
+    if work.family != "causal":
+        if known is not None and max(work.options.buckets) > known and work.takes_text:
+            raise UsageError(
+                f"A bucket of {max(work.options.buckets)} tokens is longer than the model's {known} positions",
+                hint=f"Use --buckets {known}.",
+            )
+        return
     if known is not None and work.options.cache_length > known:
         buckets = "" if max(work.options.buckets) <= known else f" and --buckets of at most {known}"
         raise UsageError(
@@ -66,6 +73,8 @@ def check_prompts(work: Workbench) -> None:
         CheckpointError: the tokenizer makes ids that the model does not have.
     """
     options = work.options
+    if not work.takes_text:
+        return
     vocabulary = work.config.get_text_config().vocab_size
     largest = max(options.buckets)
     for number, prompt in enumerate(options.prompts):
@@ -84,6 +93,8 @@ def check_prompts(work: Workbench) -> None:
                 f"The tokenizer gives token {max(ids)}, but the model's vocabulary has {vocabulary}",
                 hint="Tokenizer and model do not belong together: fetch both from the same place.",
             )
+        if work.family != "causal":
+            continue
         slots = len(ids) + options.new_tokens - 1  # the last token is chosen and never fed back
         if slots > options.cache_length:
             raise UsageError(

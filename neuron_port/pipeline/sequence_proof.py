@@ -49,10 +49,11 @@ class XlaStep:
         self._executable = XlaExecutable(graph.reference_hlo).bind(weights)
 
     def __call__(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, caches: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        logits, *updated = self._executable(*(to_numpy(item) for item in (input_ids, positions, *caches)))
-        return to_torch(logits), [to_torch(item) for item in updated]
+        self, inputs: Sequence[torch.Tensor], states: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        results = [to_torch(item) for item in self._executable(*map(to_numpy, (*inputs, *states)))]
+        count = len(results) - len(states)
+        return results[:count], results[count:]
 
 
 @dataclass
@@ -88,8 +89,8 @@ class SequenceProof:
         target = self.work.options.target
         operators = {name: simulated_operator(self.work.registry[name], target) for name in self._recipes}
         steps = [
-            GraphRunner(export_one(self.work, self.plan, graph, self.dtype), self.bank, operators)
-            for graph in self.plan.graphs
+            GraphRunner(export_one(self.work, self.plan, number, self.dtype), self.bank, operators)
+            for number in range(len(self.plan.graphs))
         ]
         if self.dtype is not torch.float32:
             for operator in operators.values():
@@ -139,6 +140,10 @@ class SequenceProof:
         """Each prompt with the smallest bucket that holds it; buckets that none needs get the first prompt too."""
         buckets = [graph.spec for graph in self.graphs[:-1]]
         lengths = [len(truth.prompt_ids) for truth in self.truths]
+        if buckets[0].fills_bucket:  # a prompt's first tokens fill a bucket, the others follow one by one
+            fitting = [[item for item in buckets if item.sequence_length <= length] for length in lengths]
+            chosen = [items[-1] if items else buckets[0] for items in fitting]
+            return list(enumerate(chosen))
         chosen = [next(item for item in buckets if item.sequence_length >= length) for length in lengths]
         spare = [item for item in buckets if item not in chosen and item.sequence_length >= lengths[0]]
         return [*enumerate(chosen), *((0, bucket) for bucket in spare)]
@@ -207,7 +212,7 @@ class SequenceProof:
             try:
                 cases = self._run_on_simulator(number, progress)
             except SimulatorError as error:
-                raise _refused(f"prompt {number + 1}, {self.dtype_name}", error) from error
+                raise refused(f"prompt {number + 1}, {self.dtype_name}", error) from error
             write_json(
                 folder / "cases.json", to_json({"cases": cases, "seconds": time.monotonic() - started})
             )
@@ -247,7 +252,7 @@ class SequenceProof:
         )
 
 
-def _refused(where: str, error: SimulatorError) -> ParityError:
+def refused(where: str, error: SimulatorError) -> ParityError:
     """A kernel that passed by itself, and that the model calls with values which the hardware would not take."""
     place = f" ({error.location})" if error.location else ""
     return ParityError(
@@ -259,7 +264,8 @@ def _refused(where: str, error: SimulatorError) -> ParityError:
 def _pooled(cases: Sequence[CaseResult]) -> list[CaseResult]:
     """The R-ratio of each output over all prompts (and phases) of a report."""
     outputs = ("logits", "key caches", "value caches")
-    return [pooled_r_ratio([case for case in cases if output in case.name], output) for output in outputs]
+    of_output = {output: [case for case in cases if output in case.name] for output in outputs}
+    return [pooled_r_ratio(found, output) for output, found in of_output.items() if found]
 
 
 def _named(phase: str, cases: Sequence[CaseResult]) -> list[CaseResult]:

@@ -16,13 +16,25 @@ import transformers
 from transformers import PreTrainedModel
 
 import neuron_port
-from neuron_port.checkpoint import Prompt, WeightReader, load_config, load_model, load_tokenizer
+from neuron_port.checkpoint import (
+    Prompt,
+    WeightReader,
+    build_skeleton,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from neuron_port.pipeline.options import ConvertOptions
+from neuron_port.pipeline.samples import make_sample
 from neuron_port.port.export import ExportedGraph
-from neuron_port.registry import RegisteredRecipe, Registry, data_folder
+from neuron_port.registry import RegisteredRecipe, Registry, recipe_folders
 from neuron_port.store import Store
-from neuron_port.types import Checkpoint, digest
-from neuron_port.walk.walker import Walk, build_skeleton, walk
+from neuron_port.types import Checkpoint, Family, digest
+from neuron_port.walk.families import family_of, programs_of
+from neuron_port.walk.families.encoder import wanted_inputs
+from neuron_port.walk.program import GraphShapes, Program
+from neuron_port.walk.pooling import read_pooling
+from neuron_port.walk.walker import Walk, walk
 
 # Above this the whole-model proofs (float32 oracle, ported weights, XLA's copy) leave a laptop's memory.
 FULL_PROOF_LIMIT_BYTES = 3 * 2**30
@@ -36,12 +48,12 @@ class Workbench:
         self.checkpoint = checkpoint
         self.store = store
         self._models: dict[torch.dtype, PreTrainedModel] = {}
-        self.exported: dict[tuple[str, int, torch.dtype], ExportedGraph] = {}
+        self.exported: dict[tuple[int, torch.dtype], ExportedGraph] = {}
         self._walks: dict[torch.dtype, list[Walk]] = {}
 
     @cached_property
     def registry(self) -> Registry:
-        return Registry(data_folder("recipes"), *self.options.recipe_folders)
+        return Registry(*recipe_folders(*self.options.recipe_folders))
 
     @cached_property
     def config(self) -> transformers.PreTrainedConfig:
@@ -77,30 +89,49 @@ class Workbench:
         return sum(spec.size for spec in self.checkpoint.weights.values())
 
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
-        return build_skeleton(self.config, dtype)
+        model = build_skeleton(self.config, dtype)
+        model.neuron_port_pooling = read_pooling(Path(self.checkpoint.directory))
+        return model
+
+    @cached_property
+    def family(self) -> Family:
+        return family_of(self.skeleton(self.dtype))
+
+    @cached_property
+    def takes_text(self) -> bool:
+        return self.family == "causal" or "input_ids" in wanted_inputs(self.skeleton(self.dtype))
+
+    def programs(self, model: PreTrainedModel) -> list[Program]:
+        """Every graph that the options ask for, of this model."""
+        options = self.options
+        return programs_of(
+            model,
+            GraphShapes(batch=options.batch, buckets=options.buckets, cache_length=options.cache_length),
+        )
 
     def walks(self, dtype: torch.dtype) -> list[Walk]:
-        """One walk for each prefill bucket, then that of the decode step."""
+        """One walk for each program, in their order."""
         if dtype not in self._walks:
-            options = self.options
-            shapes = {"batch": options.batch, "cache_length": options.cache_length}
             model = self.skeleton(dtype)
             revision = self.checkpoint.revision
-            prefills = [
-                walk(model, revision, "prefill", sequence_length=size, **shapes) for size in options.buckets
-            ]
-            self._walks[dtype] = [*prefills, walk(model, revision, "decode", sequence_length=1, **shapes)]
+            self._walks[dtype] = [walk(model, revision, program) for program in self.programs(model)]
         return self._walks[dtype]
 
     def model(self, dtype: torch.dtype) -> PreTrainedModel:
         """transformers' own model with the real weights; one dtype is kept at a time."""
         if dtype not in self._models:
             self._models.clear()
-            self._models[dtype] = load_model(self.checkpoint, dtype)
+            model = load_model(self.checkpoint, dtype)
+            model.neuron_port_pooling = read_pooling(Path(self.checkpoint.directory))
+            self._models[dtype] = model
         return self._models[dtype]
 
     def forget_model(self) -> None:
         self._models.clear()
+
+    def sample(self, number: int) -> dict[str, torch.Tensor]:
+        """The model's inputs for the prompt of that number, one row."""
+        return make_sample(self, number)
 
     def prompt_ids(self, prompt: Prompt, number: int) -> list[int]:
         """Token ids of a prompt; of a model without tokenizer, deterministic random ones."""

@@ -1,13 +1,13 @@
 """The ported model as static graphs: transformers' own forward, with kernels in place of the matched layers.
 
-One graph per prefill bucket and one decode graph. The graphs are exported from a skeleton without data; weights are
-named inputs, read from the checkpoint when the graph runs.  B = batch, S = bucket, C = cache length.
+One graph per program (walk/program.py). The graphs are exported from a skeleton without data; weights are named
+inputs, read from the checkpoint when the graph runs.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 from torch.export.graph_signature import InputKind, InputSpec
 from transformers import PreTrainedModel
 
+from neuron_port.match.probe import laid_out, tensor_of
 from neuron_port.port.operators import operator
 from neuron_port.recipe import Recipe
 from neuron_port.registry import Registry
-from neuron_port.types import GraphInput, GraphOutput, GraphSpec, Match, WeightSource
+from neuron_port.types import GraphInput, GraphOutput, GraphSpec, Match, TensorSpec, WeightSource
 from neuron_port.walk.cutpoints import Call, intercept, spec_of
-from neuron_port.walk.inputs import example_inputs
-from neuron_port.walk.step import CausalStep, Phase
+from neuron_port.walk.program import Program
 
 LITERAL_LIMIT_BYTES = 1024  # the bundle's rule: nothing larger is written into a graph
 
@@ -35,52 +35,46 @@ class ExportedGraph:
     derived: Mapping[str, torch.Tensor]  # computed buffers that are inputs: name without "derived:" -> values
 
 
-def graph_id(phase: Phase, batch: int, sequence_length: int, cache_length: int) -> str:
-    return (
-        f"prefill_b{batch}_s{sequence_length}" if phase == "prefill" else f"decode_b{batch}_t{cache_length}"
-    )
-
-
 def export_graph(
     skeleton: PreTrainedModel,
+    program_of: Callable[[PreTrainedModel], Program],
     matches: Mapping[str, Match],
     registry: Registry,
-    phase: Phase,
     *,
+    stored: Collection[str],
     canonical: Callable[[str], str],
-    batch: int,
-    sequence_length: int,
-    cache_length: int,
 ) -> ExportedGraph:
-    """Export one step with kernels substituted.
+    """Export one program with kernels substituted.
 
     Args:
         skeleton: parameters on the meta device, in the dtype of the graph; it is not changed.
+        program_of: the program to export, of a given copy of the skeleton.
         matches: the decision for each layer name of this phase.
+        stored: names of the tensors that the checkpoint holds; other buffers are computed.
         canonical: the checkpoint's name for a parameter: that of a tied weight's home, otherwise the same.
     """
-    inputs = example_inputs(
-        skeleton,
-        phase,
-        batch=batch,
-        sequence_length=sequence_length,
-        cache_length=cache_length,
-        dtype=skeleton.dtype,
-    )
     model = copy.deepcopy(skeleton)
+    program = program_of(model)
     sources = _lay_out_weights(model, matches)
     with torch.no_grad(), intercept(model, _Substitution(matches, registry)):
-        program = torch.export.export(CausalStep(model, phase), inputs, strict=False)
+        exported = torch.export.export(program.step, program.arguments, strict=False)
+    names = _Names(exported, program, sources, stored, canonical)
     spec = GraphSpec(
-        id=graph_id(phase, batch, sequence_length, cache_length),
-        phase=phase,
-        batch=batch,
-        sequence_length=sequence_length if phase == "prefill" else 1,
-        cache_length=cache_length,
-        inputs=_inputs(program, sources, canonical),
-        outputs=_outputs(program),
+        id=program.id,
+        phase=program.phase,
+        batch=program.batch,
+        sequence_length=program.sequence_length,
+        cache_length=program.cache_length,
+        fills_bucket=program.fills_bucket,
+        inputs=names.inputs(),
+        outputs=names.outputs(),
     )
-    return ExportedGraph(spec=spec, program=program, derived=dict(large_buffers(program)))
+    derived = {
+        name.removeprefix("derived:"): buffer_value(exported, item)
+        for item, name in names.buffers()
+        if name.startswith("derived:")
+    }
+    return ExportedGraph(spec=spec, program=exported, derived=derived)
 
 
 class _Substitution:
@@ -95,7 +89,9 @@ class _Substitution:
         if match is None or match.recipe is None:
             return call.run()
         recipe: Recipe = self.registry[match.recipe].recipe
-        weights = {role: call.module.get_parameter(source.name) for role, source in match.weights.items()}  # type: ignore[union-attr]
+        weights = {}
+        if call.module is not None:
+            weights = {role: _attribute(call.module, source.name) for role, source in match.weights.items()}
         return recipe.forward(operator(recipe.name), weights, match.attributes, *call.args, **call.kwargs)
 
 
@@ -108,21 +104,23 @@ def _lay_out_weights(model: PreTrainedModel, matches: Mapping[str, Match]) -> di
         for source in match.weights.values():
             full_name = f"{layer_name}.{source.name}"
             sources[full_name] = WeightSource(name=full_name, transform=source.transform)
-            if source.transform == "transpose":
+            if source.transform != "none":
                 owner_name, _, leaf = full_name.rpartition(".")
                 owner = model.get_submodule(owner_name)
-                turned = getattr(owner, leaf).detach().t().contiguous()
+                turned = laid_out(tensor_of(model, full_name), source.transform).contiguous()
                 setattr(owner, leaf, torch.nn.Parameter(turned, requires_grad=False))
     return sources
 
 
-def large_buffers(program: torch.export.ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
-    """Buffers and constants too large for a literal: they travel beside the checkpoint's weights."""
-    for item in program.graph_signature.input_specs:
-        if item.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            tensor = buffer_value(program, item)
-            if tensor.numel() * tensor.element_size() > LITERAL_LIMIT_BYTES:
-                yield str(item.target).removeprefix("model."), tensor
+def _attribute(module: torch.nn.Module, name: str) -> Any:
+    """The parameter or buffer of that (dotted) name, as it is."""
+    owner_name, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(owner_name), leaf)
+
+
+def narrow(spec: TensorSpec) -> TensorSpec:
+    """Integers of 64 bits are of 32 in a graph: a NeuronCore has no others."""
+    return TensorSpec(shape=spec.shape, dtype="int32") if spec.dtype == "int64" else spec
 
 
 def buffer_value(program: torch.export.ExportedProgram, item: InputSpec) -> torch.Tensor:
@@ -133,56 +131,68 @@ def buffer_value(program: torch.export.ExportedProgram, item: InputSpec) -> torc
     return value
 
 
-def _inputs(
-    program: torch.export.ExportedProgram,
-    sources: Mapping[str, WeightSource],
-    canonical: Callable[[str], str],
-) -> tuple[GraphInput, ...]:
-    """One record per placeholder that stays an input: parameters by their own name, then the step's own arguments."""
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    records = []
-    cache_number = 0
-    for item in program.graph_signature.input_specs:
-        name = item.arg.name
-        spec = spec_of(values[name])
-        if item.kind is InputKind.PARAMETER:
-            weight_name = str(item.target).removeprefix("model.")
-            transform = sources[weight_name].transform if weight_name in sources else "none"
-            records.append(
-                GraphInput(
-                    name=weight_name,
-                    role="weight",
-                    spec=spec,
-                    source=canonical(weight_name),
-                    transform=transform,
+class _Names:
+    """The interface of an exported program: what each placeholder and each result is, in order."""
+
+    def __init__(
+        self,
+        exported: torch.export.ExportedProgram,
+        program: Program,
+        sources: Mapping[str, WeightSource],
+        stored: Collection[str],
+        canonical: Callable[[str], str],
+    ) -> None:
+        self.signature = exported.graph_signature
+        self.program = program
+        self.sources = sources
+        self.stored = stored
+        self.canonical = canonical
+        self.values = {
+            node.name: node.meta["val"] for node in exported.graph.nodes if "val" in node.meta
+        }
+
+    def inputs(self) -> tuple[GraphInput, ...]:
+        """One record per placeholder that stays an input: weights by their own name, then the step's arguments."""
+        own = iter(
+            [(name, "input") for name in self.program.inputs]
+            + [(name, "state") for name in self.program.states]
+        )
+        buffers = {id(item): name for item, name in self.buffers()}
+        records = []
+        for item in self.signature.input_specs:
+            if item.arg.name not in self.values or not torch.is_tensor(self.values[item.arg.name]):
+                continue
+            spec = narrow(spec_of(self.values[item.arg.name]))
+            if item.kind is InputKind.USER_INPUT:
+                name, role = next(own)
+                records.append(GraphInput(name=name, role=role, spec=spec))  # type: ignore[arg-type]
+            elif item.kind is InputKind.PARAMETER or id(item) in buffers:
+                name = str(item.target).removeprefix("model.")
+                source = buffers[id(item)] if id(item) in buffers else self.canonical(name)
+                transform = self.sources[name].transform if name in self.sources else "none"
+                records.append(
+                    GraphInput(name=name, role="weight", spec=spec, source=source, transform=transform)
                 )
-            )
-        elif item.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            if spec.size_bytes > LITERAL_LIMIT_BYTES:
-                target = str(item.target).removeprefix("model.")
-                records.append(GraphInput(name=target, role="weight", spec=spec, source=f"derived:{target}"))
-        elif item.kind is InputKind.USER_INPUT:
-            if name.startswith("caches"):
-                records.append(GraphInput(name=_cache_name(cache_number), role="state", spec=spec))
-                cache_number += 1
+        return tuple(records)
+
+    def buffers(self) -> Iterator[tuple[InputSpec, str]]:
+        """Buffers and constants that are inputs, each with its source: the checkpoint, or our own computation."""
+        for item in self.signature.input_specs:
+            if item.kind not in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+                continue
+            name = str(item.target).removeprefix("model.")
+            if name in self.stored:
+                yield item, self.canonical(name)
+            elif spec_of(self.values[item.arg.name]).size_bytes > LITERAL_LIMIT_BYTES:
+                yield item, f"derived:{name}"
+
+    def outputs(self) -> tuple[GraphOutput, ...]:
+        records = []
+        names = [*self.program.outputs, *self.program.states]
+        for name, item in zip(names, self.signature.output_specs, strict=True):
+            spec = narrow(spec_of(self.values[item.arg.name]))
+            if name in self.program.states:
+                records.append(GraphOutput(name=f"{name}.new", role="state", spec=spec, alias_of=name))
             else:
-                records.append(GraphInput(name=name, role="input", spec=spec))
-    return tuple(records)
-
-
-def _outputs(program: torch.export.ExportedProgram) -> tuple[GraphOutput, ...]:
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
-    records = []
-    for number, item in enumerate(program.graph_signature.output_specs):
-        spec = spec_of(values[item.arg.name])
-        if number == 0:
-            records.append(GraphOutput(name="logits", role="output", spec=spec))
-        else:
-            name = _cache_name(number - 1)
-            records.append(GraphOutput(name=f"{name}.new", role="state", spec=spec, alias_of=name))
-    return tuple(records)
-
-
-def _cache_name(number: int) -> str:
-    """Caches alternate: keys [B, G, D, C], then values [B, G, C, D], layer by layer."""
-    return f"{'value' if number % 2 else 'key'}_cache.{number // 2}"
+                records.append(GraphOutput(name=name, role="output", spec=spec))
+        return tuple(records)

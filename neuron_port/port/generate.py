@@ -20,8 +20,8 @@ class Step(Protocol):
     spec: GraphSpec
 
     def __call__(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, caches: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]: ...
+        self, inputs: Sequence[torch.Tensor], states: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]: ...
 
 
 class Session:
@@ -34,26 +34,42 @@ class Session:
         self.length = 0
 
     def start(self, prompt_ids: Sequence[int]) -> torch.Tensor:
-        """Run the prompt through the smallest bucket that holds it."""
+        """Run the prompt through the smallest bucket that holds it.
+
+        Of a model whose prompts must fill their bucket: through the largest that they fill, then token by token.
+        """
         count = len(prompt_ids)
-        bucket = next((size for size in self._prefills if size >= count), None)
+        sizes = list(self._prefills)
+        if self._prefills[sizes[0]].spec.fills_bucket:
+            filled = [size for size in sizes if size <= count]
+            head = filled[-1] if filled else 0
+            logits = self._prefill(prompt_ids[:head], head) if head else self._begin_empty()
+            for token in prompt_ids[head:]:
+                logits = self.advance(token)
+            return logits
+        bucket = next((size for size in sizes if size >= count), None)
         if bucket is None:
             raise UsageError(
                 f"The prompt has {count} tokens, the largest bucket holds {max(self._prefills)}",
                 hint="Convert with a larger --buckets.",
             )
+        return self._prefill(prompt_ids, bucket)
+
+    def _prefill(self, prompt_ids: Sequence[int], bucket: int) -> torch.Tensor:
         step = self._prefills[bucket]
-        batch = step.spec.batch
+        batch, count = step.spec.batch, len(prompt_ids)
         ids = torch.zeros((batch, bucket), dtype=torch.int32)
         ids[:, :count] = torch.tensor(prompt_ids, dtype=torch.int32)
-        caches = [
-            torch.zeros(item.spec.shape, dtype=getattr(torch, item.spec.dtype))
-            for item in step.spec.inputs
-            if item.role == "state"
-        ]
-        logits, self._caches = step(ids, torch.full((batch,), count - 1, dtype=torch.int32), caches)
+        positions = torch.full((batch,), count - 1, dtype=torch.int32)
+        (logits,), self._caches = step((ids, positions), _empty_states(step.spec))
         self.length = count
         return logits[0]
+
+    def _begin_empty(self) -> torch.Tensor:
+        """Nothing has run yet: decoding begins from states of zero."""
+        self._caches = _empty_states(self._decode.spec)
+        self.length = 0
+        return torch.empty(0)
 
     def advance(self, token: int) -> torch.Tensor:
         """Append `token` and return the logits of what follows it."""
@@ -65,14 +81,27 @@ class Session:
         batch = self._decode.spec.batch
         ids = torch.full((batch, 1), token, dtype=torch.int32)
         positions = torch.full((batch,), self.length, dtype=torch.int32)
-        logits, self._caches = self._decode(ids, positions, self._caches)
+        (logits,), self._caches = self._decode((ids, positions), self._caches)
         self.length += 1
         return logits[0]
 
     def caches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(keys, values) of each layer for the tokens seen so far, [G, L, D] each, as transformers lays them out."""
-        pairs = zip(self._caches[::2], self._caches[1::2], strict=True)
+        """(keys, values) of each layer that has them for the tokens seen so far, [G, L, D] each, as in transformers."""
+        names = [item.name for item in self._decode.spec.inputs if item.role == "state"]
+        states = dict(zip(names, self._caches, strict=True))
         return [
-            (keys[0, :, :, : self.length].transpose(1, 2), values[0, :, : self.length])
-            for keys, values in pairs
+            (
+                keys[0, :, :, : self.length].transpose(1, 2),
+                states[name.replace("key_cache", "value_cache")][0, :, : self.length],
+            )
+            for name, keys in states.items()
+            if name.startswith("key_cache")
         ]
+
+
+def _empty_states(spec: GraphSpec) -> list[torch.Tensor]:
+    return [
+        torch.zeros(item.spec.shape, dtype=getattr(torch, item.spec.dtype))
+        for item in spec.inputs
+        if item.role == "state"
+    ]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.export.graph_signature import InputKind
 
+from neuron_port.match.probe import laid_out
 from neuron_port.port.export import ExportedGraph, buffer_value
 from neuron_port.port.operators import use_backend
 from neuron_port.types import GraphInput
@@ -31,9 +32,7 @@ class WeightBank:
         key = (wanted.source, wanted.transform, wanted.spec.dtype)
         if key not in self._weights:
             tensor = self._read(wanted.source, getattr(torch, wanted.spec.dtype))
-            self._weights[key] = (
-                tensor.t().contiguous() if wanted.transform == "transpose" else tensor.contiguous()
-            )
+            self._weights[key] = laid_out(tensor, wanted.transform).contiguous()
         return self._weights[key]
 
     def values(self) -> Iterable[torch.Tensor]:
@@ -59,19 +58,21 @@ class GraphRunner:
         for item in exported.program.graph_signature.input_specs:
             if item.kind is InputKind.USER_INPUT:
                 break
-            if item.kind is InputKind.PARAMETER:
-                bound.append(bank.get(weights[str(item.target).removeprefix("model.")]))
+            weight = weights.get(str(item.target).removeprefix("model."))
+            if weight is not None and not str(weight.source).startswith("derived:"):
+                bound.append(bank.get(weight))
             else:
                 bound.append(buffer_value(exported.program, item))
         return bound
 
     def __call__(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, caches: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """input_ids int32 [B, S], positions int32 [B], caches -> (logits [B, V], caches)."""
+        self, inputs: Sequence[torch.Tensor], states: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The graph's inputs and states, in its order -> (outputs, new states)."""
         with torch.no_grad(), use_backend(self._operators):
-            logits, *updated = self._interpreter.run(*self._bound, input_ids, positions, *caches)
-        return logits, updated
+            results = list(self._interpreter.run(*self._bound, *inputs, *states))
+        count = len(results) - len(states)
+        return results[:count], results[count:]
 
 
 def _bring_to_cpu(program: torch.export.ExportedProgram) -> None:

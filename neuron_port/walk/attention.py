@@ -1,6 +1,7 @@
 """The model's own attention over static shapes: what a matched kernel must equal, and what runs where none matches.
 
-B = batch, Q = query heads, G = key/value heads, S = new tokens, C = cache slots, D = head dimension.
+B = batch, Q = query heads, G = key/value heads, S = new tokens, C = keys (or cache slots), D = head dimension of
+queries and keys, E = of values.
 """
 
 from __future__ import annotations
@@ -12,26 +13,29 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from neuron_port.walk.masks import EVERYTHING, MaskStructure, additive
+
 
 def prefill_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *,
+    structure: MaskStructure,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The model's own eager attention over S new tokens: query [B, Q, S, D], key and value [B, G, S, D]."""
-    length = query.shape[2]
-    index = torch.arange(length, device=query.device)
-    allowed = (
-        index[None, :] <= index[:, None]
-        if _is_causal(module, kwargs)
-        else torch.ones_like(index[:, None] >= index)
-    )
-    allowed = allowed & _within_window(index[:, None], index[None, :], kwargs)
-    output, _ = _eager(module)(module, query, key, value, _additive(allowed[None, None], query), **kwargs)
-    return output, None
+    """The model's own eager attention: query [B, Q, S, D], key [B, G, C, D], value [B, G, C, E].
+
+    bias: additive [B or 1, Q or 1, S or 1, C], or None; `structure` is the rule beside it.
+    """
+    mask = bias
+    if structure != EVERYTHING:
+        places = torch.arange(query.shape[2], device=query.device)
+        keys = torch.arange(key.shape[2], device=query.device)
+        mask = _additive(structure.allowed(places[:, None], keys[None, :])[None, None], query, bias)
+    return _own_attention(module, query, key, value, mask, kwargs), None
 
 
 def decode_attention(
@@ -40,41 +44,50 @@ def decode_attention(
     keys_transposed: torch.Tensor,
     value: torch.Tensor,
     positions: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    structure: MaskStructure,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The model's own eager attention of one token over the cache.
 
-    query: [B, Q, 1, D]; keys_transposed: [B, G, D, C]; value: [B, G, C, D]; positions: int32 [B], the token's slot.
+    query: [B, Q, 1, D]; keys_transposed: [B, G, D, C]; value: [B, G, C, E]; positions: int32 [B], the token's slot;
+    bias: additive [B or 1, Q or 1, 1, C], or None.
     """
     slots = torch.arange(value.shape[2], device=query.device)[None, :]
     here = positions[:, None]
-    allowed = (slots <= here) & _within_window(here, slots, kwargs)
-    mask = _additive(allowed[:, None, None], query)
-    output, _ = _eager(module)(module, query, keys_transposed.transpose(2, 3), value, mask, **kwargs)
-    return output, None
+    allowed = (slots <= here) & structure.allowed(here, slots)
+    mask = _additive(allowed[:, None, None], query, bias)
+    return _own_attention(module, query, keys_transposed.transpose(2, 3), value, mask, kwargs), None
 
 
-def _is_causal(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> bool:
-    causal = kwargs.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if causal is None else causal)
+def _additive(allowed: torch.Tensor, like: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The rule and the bias as one additive mask; the sum of two lowest numbers would be infinite."""
+    rule = additive(allowed, like.dtype)
+    return rule if bias is None else torch.where(allowed, bias, rule)
 
 
-def _within_window(
-    query_index: torch.Tensor, key_index: torch.Tensor, kwargs: Mapping[str, Any]
+def _own_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    kwargs: Mapping[str, Any],
 ) -> torch.Tensor:
-    """transformers' sliding window of W: a query sees itself and the W - 1 keys before it."""
-    window = kwargs.get("sliding_window")
-    distance = query_index - key_index
-    return distance < window if window is not None else torch.ones_like(distance, dtype=torch.bool)
-
-
-def _additive(allowed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """0 where attention is allowed, the lowest finite number elsewhere (infinities poison the chip's transposes)."""
-    zero = torch.zeros((), dtype=like.dtype, device=like.device)
-    lowest = torch.full((), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
-    return torch.where(allowed, zero, lowest)
-
-
-def _eager(module: torch.nn.Module) -> Callable[..., Any]:
+    """The function that the module's own file has for eager attention, else torch's; [B, S, Q, E]."""
     own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return own if own is not None else ALL_ATTENTION_FUNCTIONS["sdpa"]
+    function: Callable[..., Any] = own if own is not None else ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if "s_aux" in kwargs:
+        module = _with_parameter(module, "sinks", kwargs["s_aux"])
+    output = function(module, query, key, value, mask, **kwargs)[0]
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
+def _with_parameter(module: torch.nn.Module, name: str, value: torch.Tensor) -> torch.nn.Module:
+    """The module as seen by a function that reads a parameter off it, which the call hands over as well."""
+    shown = object.__new__(type(module))
+    shown.__dict__.update(module.__dict__)
+    shown._parameters = {**module._parameters, name: value}  # type: ignore[dict-item]
+    return shown

@@ -7,7 +7,6 @@ values are [B, G, C, D].  B = batch, G = key/value heads, D = head dimension, C 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +31,14 @@ def _(cache: torch.Tensor, new: torch.Tensor, positions: torch.Tensor, axis: int
     return torch.empty_like(cache)
 
 
+CACHE_VIEW = "neuron_port_cache_view"  # name of the attribute of keys that are all slots of a cache
+
+
+def is_cache_view(keys: torch.Tensor) -> bool:
+    """Whether these keys are a cache's slots, of which the step's position says how many are filled."""
+    return bool(getattr(keys, CACHE_VIEW, False))
+
+
 class FunctionalLayer(CacheLayerMixin):
     """One layer's cache: `update` leaves the inputs alone and keeps the new tensors for the step to return.
 
@@ -47,6 +54,7 @@ class FunctionalLayer(CacheLayerMixin):
         self.keys, self.values = keys, values
         self.positions = positions  # int32 [B]: where the new tokens go
         self.prefill = prefill
+        self.tells_position = False  # to models that take no position ids: the same for every row
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -61,21 +69,18 @@ class FunctionalLayer(CacheLayerMixin):
         self.values = torch.ops.neuron_port.kv_write(
             self.values, value_states.contiguous(), self.positions, 2
         )
-        return (key_states, value_states) if self.prefill else (self.keys.transpose(2, 3), self.values)
+        if self.prefill:
+            return key_states, value_states
+        slots = self.keys.transpose(2, 3)
+        setattr(slots, CACHE_VIEW, True)
+        return slots, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return (query_length if self.prefill else self.values.shape[2]), 0
 
-    def get_seq_length(self) -> int:
-        return 0
+    def get_seq_length(self) -> Any:
+        """How many tokens came before; 0 where the model is given position ids, so that it need not know."""
+        return self.positions[0] if self.tells_position and not self.prefill else 0
 
     def get_max_length(self) -> int:
         return self.values.shape[2]
-
-
-def functional_layers(
-    caches: Sequence[torch.Tensor], positions: torch.Tensor, *, prefill: bool
-) -> list[FunctionalLayer]:
-    """One cache layer for each pair in `caches`: keys and values of layer 0, of layer 1, and so on."""
-    pairs = zip(caches[::2], caches[1::2], strict=True)
-    return [FunctionalLayer(keys, values, positions, prefill=prefill) for keys, values in pairs]

@@ -11,22 +11,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from neuron_port.types import Layer, LayerGraph, TensorSpec
-from neuron_port.walk.cutpoints import Call, dtype_name, flatten_tensors, intercept, spec_of
-from neuron_port.walk.inputs import example_inputs
-from neuron_port.walk.step import CausalStep, Phase
+from neuron_port.types import Layer, LayerGraph, Phase, TensorSpec
+from neuron_port.walk.cutpoints import (
+    Call,
+    dtype_name,
+    flatten_tensors,
+    intercept,
+    spec_of,
+    stored_tensors,
+)
+from neuron_port.walk.families import run_sample
+from neuron_port.walk.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """A layer graph, and for each signature the first call that had it (on the skeleton: shapes without values)."""
+    """A layer graph, and for each signature the first call that had it (on the skeleton: shapes without values).
+
+    `touched`: parameters that the code between the layers reads itself (class tokens, scales).
+    """
 
     graph: LayerGraph
     calls: Mapping[str, Call]
+    touched: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,43 +48,20 @@ class Capture:
     kwargs: Mapping[str, Any]
 
 
-def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with parameters on the meta device and real (computed) buffers."""
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return model.eval().requires_grad_(False)
-
-
-def walk(
-    model: PreTrainedModel,
-    checkpoint_revision: str,
-    phase: Phase,
-    *,
-    batch: int,
-    sequence_length: int,
-    cache_length: int,
-) -> Walk:
+def walk(model: PreTrainedModel, checkpoint_revision: str, program: Program) -> Walk:
     """Every call of one step, in order, with shapes, TensorE FLOPs and bytes; parents come before their children."""
     recorder = _Recorder()
-    inputs = example_inputs(
-        model,
-        phase,
-        batch=batch,
-        sequence_length=sequence_length,
-        cache_length=cache_length,
-        dtype=model.dtype,
-    )
-    with torch.no_grad(), intercept(model, recorder), recorder.counter:
-        CausalStep(model, phase)(*inputs)
+    with torch.no_grad(), intercept(model, recorder) as touched, recorder.counter:
+        program.step(*program.arguments)
     graph = LayerGraph(
         checkpoint=checkpoint_revision,
-        phase=phase,
-        batch=batch,
-        sequence_length=sequence_length if phase == "prefill" else 1,
+        phase=program.phase,
+        batch=program.batch,
+        sequence_length=program.sequence_length,
         layers=tuple(layer for layer in recorder.layers if layer is not None),
         flops=recorder.counter.get_total_flops(),
     )
-    return Walk(graph=graph, calls=recorder.calls)
+    return Walk(graph=graph, calls=recorder.calls, touched=touched())
 
 
 @dataclass
@@ -90,6 +77,8 @@ class _Recorder:
         self.layers.append(None)  # a parent stands before its children
         flops_before = self.counter.get_total_flops()
         result = call.run()
+        if call.args and result is call.args[0]:
+            return result  # dropout, identity: nothing is computed
         layer = describe(call, result, self.counter.get_total_flops() - flops_before)
         self.layers[place] = layer
         self.calls.setdefault(layer.signature, call)
@@ -100,7 +89,7 @@ def describe(call: Call, result: Any, flops: int) -> Layer:
     """The record of one call."""
     parameters: dict[str, TensorSpec] = {}
     if call.operation == "module" and call.module is not None:
-        parameters = {name: spec_of(tensor) for name, tensor in call.module.named_parameters()}
+        parameters = {name: spec_of(tensor) for name, tensor in stored_tensors(call.module).items()}
     inputs = call.inputs
     outputs = tuple(spec_of(tensor) for tensor in flatten_tensors(result))
     touched = (*inputs, *outputs, *parameters.values())
@@ -120,34 +109,27 @@ def describe(call: Call, result: Any, flops: int) -> Layer:
 def capture(
     model: PreTrainedModel,
     wanted: Collection[str],
-    input_ids: torch.Tensor,
+    sample: Mapping[str, torch.Tensor],
     *,
     cache_length: int,
 ) -> dict[tuple[Phase, str], Capture]:
-    """Run one real prompt and one further token; keep the inputs of the layers named in `wanted`, for each phase.
+    """Run one real input (and, of a model that generates, one further token); keep the inputs of the layers in `wanted`.
 
     Args:
-        input_ids: int64 [1, S], S < cache_length.
+        sample: the model's inputs by name, one row each; of a causal model `input_ids` int64 [1, S], S < cache_length.
     """
     captured: dict[tuple[Phase, str], Capture] = {}
-    phase: Phase = "prefill"
+    phase: list[Phase] = []
 
     def keep(call: Call) -> Any:
-        if call.name in wanted and (phase, call.name) not in captured:
-            captured[phase, call.name] = Capture(
+        if phase and call.name in wanted and (phase[-1], call.name) not in captured:
+            captured[phase[-1], call.name] = Capture(
                 layer=call.name, args=own(call.args), kwargs=own(dict(call.kwargs))
             )
         return call.run()
 
-    length = input_ids.shape[1]
-    _, positions, caches = example_inputs(
-        model, "prefill", batch=1, sequence_length=length, cache_length=cache_length, dtype=model.dtype
-    )
     with torch.no_grad(), intercept(model, keep):
-        logits, *caches = CausalStep(model, "prefill")(input_ids, positions, caches)
-        phase = "decode"
-        next_ids = logits.argmax(-1, keepdim=True)
-        CausalStep(model, "decode")(next_ids, torch.tensor([length], dtype=torch.int32), caches)
+        run_sample(model, sample, cache_length=cache_length, begin=phase.append)
     return captured
 
 
@@ -162,4 +144,4 @@ def own(value: Any) -> Any:
     return value
 
 
-__all__ = ["Capture", "Walk", "build_skeleton", "capture", "describe", "dtype_name", "walk"]
+__all__ = ["Capture", "Walk", "capture", "describe", "dtype_name", "walk"]

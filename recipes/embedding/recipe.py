@@ -1,7 +1,8 @@
 """Embedding lookup: a row of a table for each token id.
 
-Matches modules whose only parameter is a 2-D `weight` and whose input is integer ids; scaled or renormalising
-embeddings (max_norm) are left to others. Any size; float32 and bfloat16; the result is exact.
+Matches modules whose only parameter is a 2-D `weight` and that are called with integer ids: of tokens (the rows
+perhaps scaled, as in Gemma) or of positions (perhaps past the first `offset` rows, as in OPT). Renormalising
+embeddings (max_norm) are left to others. Any size; float32 and bfloat16; without scale the result is exact.
 Sizes: T = tokens, V = vocabulary, H = hidden.
 """
 
@@ -15,29 +16,44 @@ from neuron_port.types import WeightSource
 INTEGERS = ("int32", "int64")
 
 
-def bind(call: Any) -> Binding | None:
-    """Accept a module with one 2-D parameter `weight` that is called with integer ids."""
+def bind(call: Any) -> tuple[Binding, ...] | None:
+    """Accept a module with one 2-D parameter `weight` that is called with integers among its arguments.
+
+    A module of learned positions may be given a mask and the places, and keeps its first rows for itself (`offset`);
+    one of tokens may scale its rows (`embed_scale`). Which argument holds the ids, the probe says.
+    """
     module = call.module
     if call.operation != "module" or module is None:
         return None
-    if len(call.inputs) != 1 or call.inputs[0].dtype not in INTEGERS:
-        return None
-    if [name for name, _ in module.named_parameters()] != ["weight"] or module.weight.ndim != 2:
+    places = [place for place, spec in enumerate(call.inputs) if spec.dtype in INTEGERS]
+    stored = dict(module.named_parameters())
+    if not places or list(stored) != ["weight"] or stored["weight"].ndim != 2:
         return None
     if getattr(module, "max_norm", None) is not None:  # rewrites its own table while it looks up
         return None
-    return Binding(weights={"table": WeightSource(name="weight")})
+    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0))
+    offset = getattr(module, "offset", 0)
+    return tuple(
+        Binding(
+            weights={"table": WeightSource(name="weight")},
+            attributes={"argument": place, "offset": int(offset), "scale": float(scale)},
+        )
+        for place in reversed(places)
+    )
 
 
-def forward(operator: Any, weights: Any, attributes: Any, ids: Any) -> Any:
-    """Look up ids [..., S] of any integer dtype through the operator on int32 [T]."""
-    table = weights["table"]
-    return operator(ids.reshape(-1).int(), table).reshape(*ids.shape, table.shape[1])
+def forward(operator: Any, weights: Any, attributes: Any, *args: Any, **kwargs: Any) -> Any:
+    """Look up ids [.., S] of any integer dtype through the operator on int32 [T]."""
+    tensors = [item for item in (*args, *kwargs.values()) if hasattr(item, "dtype")]
+    ids, table = tensors[attributes["argument"]], weights["table"]
+    rows = operator(ids.reshape(-1).int(), table, offset=attributes["offset"], scale=attributes["scale"])
+    return rows.reshape(*ids.shape, table.shape[1])
 
 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:
     """ids [T], table [V, H]."""
-    return draw.integers(0, sizes["V"], (sizes["T"],)), draw.normal((sizes["V"], sizes["H"]))
+    ids = draw.integers(0, sizes["V"] - sizes.get("kept", 0), (sizes["T"],))
+    return ids, draw.normal((sizes["V"], sizes["H"]))
 
 
 def flops(*shapes: tuple[int, ...]) -> int:
@@ -48,11 +64,11 @@ def flops(*shapes: tuple[int, ...]) -> int:
 RECIPE = Recipe(
     name="embedding",
     summary="A row of a table for each token id.",
-    schema="(Tensor ids, Tensor table) -> Tensor",
+    schema="(Tensor ids, Tensor table, int offset=0, float scale=1.0) -> Tensor",
     operation="module",
     bind=bind,
     forward=forward,
-    sequence_axes=(1,),
+    sequence_axes=(-1,),
     inputs=inputs,
     flops=flops,
     sizes={
@@ -63,6 +79,18 @@ RECIPE = Recipe(
     cases=(
         Case(name="one token", kind="ordinary", sizes={"T": 1, "V": 1000, "H": 576}),
         Case(name="a prompt", kind="ordinary", sizes={"T": 128, "V": 1000, "H": 256}),
+        Case(
+            name="scaled rows",
+            kind="ordinary",
+            sizes={"T": 20, "V": 100, "H": 96},
+            attributes={"scale": 9.797958971},
+        ),
+        Case(
+            name="positions past two rows",
+            kind="ordinary",
+            sizes={"T": 20, "V": 100, "H": 96, "kept": 2},
+            attributes={"offset": 2},
+        ),
         Case(name="one row again and again", kind="stress", sizes={"T": 130, "V": 1, "H": 96}),
         Case(name="two partial tiles", kind="tail", sizes={"T": 130, "V": 77, "H": 577}),
         Case(name="one row", kind="tail", sizes={"T": 3, "V": 1, "H": 1}),

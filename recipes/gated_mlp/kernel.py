@@ -1,4 +1,4 @@
-"""Gated MLP, (silu(x @ gate) * (x @ up)) @ down, without a transpose of the hidden activation.
+"""Gated MLP, (activation(x @ gate) * (x @ up)) @ down, without a transpose of the hidden activation.
 
 Legend: T = tokens, H = hidden, I = intermediate, N = output features, P = partitions, J = chunks of features.
 
@@ -23,33 +23,65 @@ STAGE_BYTES = 8 * 1024  # of x per partition while it is transposed: four PSUM b
 
 
 @nki.jit
-def gated_mlp(x, gate, up, down):
-    """Project x by gate and up, multiply silu of the first with the second, project by down.
+def gated_mlp(
+    x, gate, up, down, gate_bias=None, up_bias=None, down_bias=None, activation="silu", halves="apart"
+):
+    """Project x by gate and up, multiply the activation of the first with the second, project by down.
 
     Args:
         x: [T, H] @ HBM, float32 or bfloat16. Any T and H.
-        gate: [H, I] @ HBM, dtype of x. Any I.
-        up: [H, I] @ HBM, dtype of x.
+        gate: [H, I] @ HBM, dtype of x. Any I. Unless `halves` is "apart" a fused weight [H, 2I].
+        up: [H, I] @ HBM, dtype of x; or the fused weight again.
         down: [I, N] @ HBM, dtype of x. Any N.
+        gate_bias: [I] @ HBM, dtype of x, or None; [2I] where gate is fused.
+        up_bias: [I] @ HBM, dtype of x, or None; [2I] where up is fused.
+        down_bias: [N] @ HBM, dtype of x, or None.
+        activation: "silu", "gelu", "gelu_tanh" or "relu".
+        halves: "apart", or which half of a fused weight is which: "gate_up" or "up_gate".
     Returns: [T, N] @ HBM, dtype of x.
-    Accuracy: sums in float32; silu(gate), the hidden activation and the result are rounded to the dtype of x.
+    Accuracy: sums in float32; the activation, its product with up and the result are rounded to the dtype of x.
     """
     tokens, hidden = x.shape
-    intermediate = gate.shape[1]
+    intermediate = down.shape[0]
+    stored = intermediate if halves == "apart" else 2 * intermediate
     assert gate.shape[0] == hidden, "gated_mlp: gate must be [H, I] for x [T, H]"
     assert up.shape == gate.shape, "gated_mlp: up must have the shape of gate"
-    assert down.shape[0] == intermediate, "gated_mlp: down must be [I, N] for gate [H, I]"
+    assert gate.shape[1] == stored, "gated_mlp: down must be [I, N] for gate [H, I], or [H, 2I] if fused"
     out = nl.ndarray((tokens, down.shape[1]), dtype=x.dtype, buffer=nl.shared_hbm)
+    gate_half = half_of(gate, gate_bias, intermediate if halves == "up_gate" else 0, intermediate)
+    up_half = half_of(up, up_bias, intermediate if halves == "gate_up" else 0, intermediate)
+    function = function_of(activation)
     spread = even_partitions(intermediate)
     if tokens <= FEW_TOKENS and spread > 0 and intermediate * element_bytes(x) <= FEW_TOKENS_BYTES:
-        project(out, deal_rows(activate_rows(x, gate, up), spread), down, spread)
+        rows_sbuf = activate_rows(x, gate_half, up_half, intermediate, function)
+        project(out, deal_rows(rows_sbuf, spread), down, down_bias, spread)
         return out
     block = tokens_per_block(hidden, intermediate, element_bytes(x))
     for first in range(0, tokens, block):
         last = min(first + block, tokens)
-        hidden_PJT = activate_columns(load_transposed(x[first:last, :]), gate, up)
-        project(out[first:last, :], hidden_PJT, down, 0)
+        x_PJT = load_transposed(x[first:last, :])
+        hidden_PJT = activate_columns(x_PJT, gate_half, up_half, intermediate, function)
+        project(out[first:last, :], hidden_PJT, down, down_bias, 0)
     return out
+
+
+def function_of(activation):
+    """Return ScalarE's function of that name."""
+    if activation == "silu":
+        return nl.silu
+    if activation == "gelu":
+        return nl.gelu
+    if activation == "gelu_tanh":
+        return nl.gelu_apprx_tanh
+    assert activation == "relu", "gated_mlp: activation must be silu, gelu, gelu_tanh or relu"
+    return nl.relu
+
+
+def half_of(weight, bias, start, intermediate):
+    """Return a projection as (weight @ HBM, its first column, its bias [I] @ HBM or None)."""
+    if bias == None:  # noqa: E711 (the NKI compiler has no `is`)
+        return (weight, start, None)
+    return (weight, start, bias[start : start + intermediate])
 
 
 def element_bytes(tensor):
@@ -173,52 +205,112 @@ def load(source_hbm):
 # Gate and up.
 
 
-def activate_rows(x, gate, up):
-    """Return silu(x @ gate) * (x @ up) for few tokens as rows [T, I] @ SBUF."""
+def load_columns(vector):
+    """Return a bias [I] as [P, J] @ SBUF, float32: element j * P + p is in column j of partition p."""
+    size = vector.shape[0]
+    columns_PJ = nl.ndarray((P, chunk_count(size)), dtype=nl.float32, buffer=nl.sbuf)
+    full = size // P
+    for first in range(0, full, P):
+        last = min(first + P, full)
+        flip_rows(columns_PJ[:, first:last], vector[first * P : last * P].reshape((last - first, P)))
+    tail = size % P
+    if tail > 0:
+        flip_rows(columns_PJ[0:tail, full : full + 1], vector[full * P : size].expand_dim(0))
+    return columns_PJ
+
+
+def flip_rows(dst_sbuf, rows_hbm):
+    """Load up to P rows of up to P elements and write their transpose: a DMA of single elements would crawl."""
+    rows_sbuf = load(rows_hbm)
+    flipped = nl.ndarray((rows_hbm.shape[1], rows_hbm.shape[0]), dtype=rows_hbm.dtype, buffer=nl.psum)
+    nisa.nc_transpose(dst=flipped, data=rows_sbuf, engine=nisa.engine.tensor)
+    nisa.tensor_copy(dst=dst_sbuf, src=flipped, engine=nisa.engine.vector)
+
+
+def activate_rows(x, gate_half, up_half, intermediate, function):
+    """Return function(x @ gate) * (x @ up) for few tokens as rows [T, I] @ SBUF."""
     tokens, hidden = x.shape
-    intermediate = gate.shape[1]
     spread = even_partitions(hidden)
     x_PJT = load_interleaved(x, spread) if spread > 0 else load_transposed(x)
     width = min(BANKS // 4 * BANK, intermediate)  # two such sums fill while the last two drain
-    gate_pieces = weight_pieces(gate, width, spread)
-    up_pieces = weight_pieces(up, width, spread)
-    rows_sbuf = nl.ndarray((tokens, intermediate), dtype=gate.dtype, buffer=nl.sbuf)
+    gate_pieces = weight_pieces(gate_half[0], width, spread)
+    up_pieces = weight_pieces(up_half[0], width, spread)
+    rows_sbuf = nl.ndarray((tokens, intermediate), dtype=x.dtype, buffer=nl.sbuf)
     for start in range(0, intermediate, width):
         stop = min(start + width, intermediate)
-        gate_sums = nl.ndarray((tokens, width), dtype=nl.float32, buffer=nl.psum)
-        up_sums = nl.ndarray((tokens, width), dtype=nl.float32, buffer=nl.psum)
-        for chunk, piece in gate_pieces:
-            accumulate([gate_sums], x_PJT, chunk, load(piece[:, :, start:stop]))
-        for chunk, piece in up_pieces:
-            accumulate([up_sums], x_PJT, chunk, load(piece[:, :, start:stop]))
-        silu = rows_sbuf[:, start:stop]
-        nisa.activation(dst=silu, op=nl.silu, data=gate_sums[:, 0 : stop - start])
-        nisa.tensor_tensor(dst=silu, data1=silu, data2=up_sums[:, 0 : stop - start], op=nl.multiply)
+        gate_sums = accumulate_rows(x_PJT, gate_pieces, gate_half, start, stop, width)
+        up_sums = accumulate_rows(x_PJT, up_pieces, up_half, start, stop, width)
+        active = rows_sbuf[:, start:stop]
+        nisa.activation(dst=active, op=function, data=gate_sums[:, 0 : stop - start])
+        nisa.tensor_tensor(dst=active, data1=active, data2=up_sums[:, 0 : stop - start], op=nl.multiply)
     return rows_sbuf
 
 
-def activate_columns(x_PJT, gate, up):
-    """Return (silu(x @ gate) * (x @ up))^T as [P, J, T] @ SBUF, in the layout of `load_transposed`."""
+def accumulate_rows(x_PJT, pieces, half, start, stop, width):
+    """Return columns start to stop of x @ weight plus bias in PSUM: [T, width], of which stop - start are filled."""
+    _, first_column, bias = half
+    sums = nl.ndarray((x_PJT.shape[2], width), dtype=nl.float32, buffer=nl.psum)
+    for chunk, piece in pieces:
+        accumulate([sums], x_PJT, chunk, load(piece[:, :, first_column + start : first_column + stop]))
+    if bias != None:  # noqa: E711
+        accumulate_bias([sums], bias[start:stop])
+    return sums
+
+
+def activate_columns(x_PJT, gate_half, up_half, intermediate, function):
+    """Return (function(x @ gate) * (x @ up))^T as [P, J, T] @ SBUF, in the layout of `load_transposed`."""
     tokens = x_PJT.shape[2]
-    intermediate = gate.shape[1]
+    gate, gate_column, gate_bias = gate_half
+    up, up_column, up_bias = up_half
     width = ROW_BYTES // element_bytes(gate)
     hidden_PJT = nl.ndarray((P, chunk_count(intermediate), tokens), dtype=gate.dtype, buffer=nl.sbuf)
     gate_pieces = weight_pieces(gate, width, 0)
     up_pieces = weight_pieces(up, width, 0)
+    gate_bias_PJ = load_columns(gate_bias) if gate_bias != None else None  # noqa: E711
+    up_bias_PJ = load_columns(up_bias) if up_bias != None else None  # noqa: E711
     for start in range(0, intermediate, width):
         stop = min(start + width, intermediate)
         runs = chunk_runs(stop - start)
         first = start // P
-        gate_sums = accumulate_transposed(x_PJT, gate_pieces, start, stop)
+        sums = accumulate_transposed(x_PJT, gate_pieces, gate_column, start, stop)
         for index in range(len(runs)):
-            nisa.activation(
-                dst=run_of(hidden_PJT, first, runs[index]), op=nl.silu, data=gate_sums[index][:, :, 0:tokens]
-            )
-        up_sums = accumulate_transposed(x_PJT, up_pieces, start, stop)
+            activate(hidden_PJT, first, runs[index], sums[index][:, :, 0:tokens], gate_bias_PJ, function)
+        sums = accumulate_transposed(x_PJT, up_pieces, up_column, start, stop)
         for index in range(len(runs)):
-            silu = run_of(hidden_PJT, first, runs[index])
-            nisa.tensor_tensor(dst=silu, data1=silu, data2=up_sums[index][:, :, 0:tokens], op=nl.multiply)
+            multiply(hidden_PJT, first, runs[index], sums[index][:, :, 0:tokens], up_bias_PJ)
     return hidden_PJT
+
+
+def activate(hidden_PJT, first_chunk, run, sums, bias_PJ, function):
+    """Write function(sums + bias) to the part of the hidden activation that the run fills."""
+    active = run_of(hidden_PJT, first_chunk, run)
+    if bias_PJ == None:  # noqa: E711
+        nisa.activation(dst=active, op=function, data=sums)
+        return
+    chunk, count, rows = run
+    for offset in range(count):
+        column = first_chunk + chunk + offset
+        bias = bias_PJ[0:rows, column : column + 1]
+        nisa.activation(dst=active[:, offset, :], op=function, data=sums[:, offset, :], bias=bias)
+
+
+def multiply(hidden_PJT, first_chunk, run, sums, bias_PJ):
+    """Multiply the part of the hidden activation that the run fills by sums + bias."""
+    active = run_of(hidden_PJT, first_chunk, run)
+    if bias_PJ == None:  # noqa: E711
+        nisa.tensor_tensor(dst=active, data1=active, data2=sums, op=nl.multiply)
+        return
+    chunk, count, rows = run
+    for offset in range(count):
+        column = first_chunk + chunk + offset
+        nisa.scalar_tensor_tensor(
+            dst=active[:, offset, :],
+            data=sums[:, offset, :],
+            op0=nl.add,
+            operand0=bias_PJ[0:rows, column : column + 1],
+            op1=nl.multiply,
+            operand1=active[:, offset, :],
+        )
 
 
 def run_of(hidden_PJT, first_chunk, run):
@@ -238,15 +330,18 @@ def chunk_runs(width):
     return runs
 
 
-def accumulate_transposed(x_PJT, pieces, start, stop):
-    """Return (x @ weight[:, start:stop])^T in PSUM: a tile [rows, chunks, BANK] for each of `chunk_runs`."""
+def accumulate_transposed(x_PJT, pieces, first_column, start, stop):
+    """Return (x @ weight)^T in PSUM: a tile [rows, chunks, BANK] for each of `chunk_runs`.
+
+    Columns are those from start to stop, counted from first_column.
+    """
     tokens = x_PJT.shape[2]
     runs = chunk_runs(stop - start)
     sums = []
     for _, count, rows in runs:
         sums.append(nl.ndarray((rows, count, BANK), dtype=nl.float32, buffer=nl.psum))
     for first_chunk, piece in pieces:
-        weight_sbuf = load(piece[:, :, start:stop])
+        weight_sbuf = load(piece[:, :, first_column + start : first_column + stop])
         rows, chunks, _ = weight_sbuf.shape
         for chunk in range(chunks):
             x_chunk = x_PJT[0:rows, first_chunk + chunk, :]
@@ -266,8 +361,8 @@ def accumulate_transposed(x_PJT, pieces, start, stop):
 # Down.
 
 
-def project(out, hidden_PJT, weight, partitions):
-    """Write hidden @ weight for one block of tokens. Each weight is loaded once."""
+def project(out, hidden_PJT, weight, bias, partitions):
+    """Write hidden @ weight + bias for one block of tokens. Each weight is loaded once."""
     tokens, columns = out.shape
     tiles = (tokens + P - 1) // P
     row_banks = ROW_BYTES // element_bytes(weight) // BANK
@@ -281,6 +376,8 @@ def project(out, hidden_PJT, weight, partitions):
             sums.append(nl.ndarray((min(P, tokens - first), width), dtype=nl.float32, buffer=nl.psum))
         for chunk, piece in pieces:
             accumulate(sums, hidden_PJT, chunk, load(piece[:, :, start:stop]))
+        if bias != None:  # noqa: E711
+            accumulate_bias(sums, bias[start:stop])
         for tile in range(tiles):
             first = tile * P
             last = min(first + P, tokens)
@@ -302,6 +399,24 @@ def accumulate(sums, x_PJT, first_chunk, weight_sbuf):
                     moving=weight_sbuf[:, chunk, start:stop],
                     accumulate=first_chunk + chunk > 0,
                 )
+
+
+def accumulate_bias(sums, bias_hbm):
+    """Add the bias to every row as one more product, with ones: no copy of it for each partition."""
+    columns = bias_hbm.shape[0]
+    bias_sbuf = nl.ndarray((1, columns), dtype=bias_hbm.dtype, buffer=nl.sbuf)
+    ones_sbuf = nl.ndarray((1, P), dtype=bias_hbm.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=bias_sbuf, src=bias_hbm.expand_dim(0))
+    nisa.memset(dst=ones_sbuf, value=1.0)
+    for tile_sums in sums:
+        for start in range(0, columns, BANK):
+            stop = min(start + BANK, columns)
+            nisa.nc_matmul(
+                dst=tile_sums[:, start:stop],
+                stationary=ones_sbuf[:, 0 : tile_sums.shape[0]],
+                moving=bias_sbuf[:, start:stop],
+                accumulate=True,
+            )
 
 
 def store(out_hbm, tile_sums, on_scalar_engine):

@@ -1,7 +1,8 @@
 """Linear layer with or without bias: projections of attention, language model heads, routers.
 
-Matches modules whose parameters are a 2-D `weight` [N, K] and perhaps a 1-D `bias` [N], called with one
-tensor of K features. The kernel wants the weight as [K, N]: it is transposed once, when it is loaded.
+Matches modules whose parameters are a 2-D `weight` and perhaps a 1-D `bias`, called with a tensor of K features, of any
+rank. The kernel wants the weight as [K, N]: one stored as [N, K] is transposed once, when it is loaded; one stored
+as [K, N] (GPT-2) is taken as it is. A square weight may be either: both are tried, and the numeric probe decides.
 Any size; float32 and bfloat16. Sizes: T = tokens, K = input features, N = output features.
 """
 
@@ -13,28 +14,32 @@ from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 from neuron_port.types import WeightSource
 
 
-def bind(call: Any) -> Binding | None:
-    """Accept a module with `weight` [N, K], an optional `bias` [N], and an input of K features."""
+def bind(call: Any) -> tuple[Binding, ...] | None:
+    """Accept a module with a 2-D `weight` and an optional `bias` whose first input has the weight's K features."""
     module = call.module
-    if call.operation != "module" or module is None or len(call.inputs) != 1:
+    if call.operation != "module" or module is None or not call.inputs:
         return None
     x = call.inputs[0]
     parameters = dict(module.named_parameters())
-    if x.dtype not in RECIPE.dtypes or set(parameters) not in ({"weight"}, {"weight", "bias"}):
+    if x.dtype not in RECIPE.dtypes or not x.shape or set(parameters) not in ({"weight"}, {"weight", "bias"}):
         return None
     weight, bias = parameters["weight"], parameters.get("bias")
-    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
+    if weight.ndim != 2:
         return None
-    if bias is not None and bias.shape != weight.shape[:1]:
-        return None
-    weights = {"weight": WeightSource(name="weight", transform="transpose")}
-    if bias is not None:
-        weights["bias"] = WeightSource(name="bias")
-    return Binding(weights=weights)
+    bindings = []
+    for transform, features, columns in (("transpose", 1, 0), ("none", 0, 1)):
+        fits = bias is None or tuple(bias.shape) == (weight.shape[columns],)
+        if weight.shape[features] == x.shape[-1] and fits:
+            weights = {"weight": WeightSource(name="weight", transform=transform)}
+            if bias is not None:
+                weights["bias"] = WeightSource(name="bias")
+            bindings.append(Binding(weights=weights))
+    return tuple(bindings) or None
 
 
-def forward(operator: Any, weights: Any, attributes: Any, hidden: Any) -> Any:
-    """Project [..., K] to [..., N] through the operator on [T, K]."""
+def forward(operator: Any, weights: Any, attributes: Any, *args: Any, **options: Any) -> Any:
+    """Project [..., K] to [..., N] through the operator on [T, K]; arguments after the first do not matter."""
+    hidden = args[0] if args else next(iter(options.values()))
     rows = hidden.reshape(-1, hidden.shape[-1])
     result = operator(rows, weights["weight"], weights.get("bias"))
     return result.reshape(*hidden.shape[:-1], result.shape[-1])
@@ -59,7 +64,7 @@ RECIPE = Recipe(
     operation="module",
     bind=bind,
     forward=forward,
-    sequence_axes=(1,),
+    sequence_axes=(-2,),
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="K"),

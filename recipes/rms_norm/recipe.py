@@ -1,8 +1,9 @@
-"""Root mean square normalisation with a gain, as in Llama: normalise and multiply by gamma, in float32.
+"""Root mean square normalisation: with a gain w (Llama), a gain 1 + w (Gemma), or none (Llama 4's L2 norm).
 
-Matches modules whose only parameter is a 1-D `weight` as long as the last axis of their input, and which
-carry an epsilon. Variants (gain 1 + w, gain in float32) pass this hint; the numeric probe refuses them.
-Any T; H up to 16384; float32 and bfloat16. Sizes: T = tokens, H = hidden.
+Matches modules without children that have at most one parameter, 1-D, as long as the last axis of their one input, and
+an epsilon among their attributes. Norms of single heads [.., heads, D] match like norms of tokens. w or 1 + w, and
+whether it is a root mean square at all, the numeric probe decides.
+Any T; H up to 16384 (8192 for 1 + w); float32 and bfloat16. Sizes: T = tokens, H = hidden, W = parameters (0 or 1).
 """
 
 from __future__ import annotations
@@ -12,34 +13,51 @@ from typing import Any
 from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 from neuron_port.types import WeightSource
 
-EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon")
+EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps")
 
 
-def bind(call: Any) -> Binding | None:
-    """Accept a module with one 1-D parameter `weight` over the last axis and an epsilon attribute."""
+def bind(call: Any) -> Binding | tuple[Binding, ...] | None:
+    """Offer the gain w, then 1 + w; without a parameter, no gain."""
     module = call.module
-    if call.operation != "module" or module is None or len(call.inputs) != 1:
+    if call.operation != "module" or module is None or len(call.inputs) != 1 or any(module.children()):
         return None
-    if [name for name, _ in module.named_parameters()] != ["weight"] or module.weight.ndim != 1:
+    parameters = list(module.named_parameters())
+    eps = epsilon(module)
+    if eps is None or len(parameters) > 1 or any(buffer.numel() for _, buffer in module.named_buffers()):
         return None
-    if module.weight.shape[0] != call.inputs[0].shape[-1]:
+    if len(call.inputs[0].shape) < 2 or not call.inputs[0].dtype.startswith(("float", "bfloat")):
         return None
+    if not parameters:
+        return Binding(attributes={"eps": eps})
+    name, parameter = parameters[0]
+    if parameter.ndim != 1 or parameter.shape[0] != call.inputs[0].shape[-1]:
+        return None
+    weights = {"gamma": WeightSource(name=name)}
+    return (
+        Binding(weights=weights, attributes={"eps": eps}),
+        Binding(weights=weights, attributes={"eps": eps, "offset": 1.0}),
+    )
+
+
+def epsilon(module: Any) -> float | None:
+    """The module's epsilon, under any of the names that models give it."""
     for name in EPSILON_NAMES:
-        eps = getattr(module, name, None)
-        if isinstance(eps, float):
-            return Binding(weights={"gamma": WeightSource(name="weight")}, attributes={"eps": eps})
+        value = getattr(module, name, None)
+        if isinstance(value, float):
+            return value
     return None
 
 
 def forward(operator: Any, weights: Any, attributes: Any, hidden: Any) -> Any:
     """Normalise [..., H] through the operator on [T, H]."""
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    return operator(rows, weights["gamma"], **attributes).reshape(hidden.shape)
+    rows = hidden.reshape(-1, hidden.shape[-1]).contiguous()
+    return operator(rows, weights.get("gamma"), **attributes).reshape(hidden.shape)
 
 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:
-    """x [T, H], gamma [H]."""
-    return draw.normal((sizes["T"], sizes["H"])), draw.normal((sizes["H"],))
+    """x [T, H], gamma [H]; gamma is None for W = 0."""
+    x = draw.normal((sizes["T"], sizes["H"]))
+    return x, draw.normal((sizes["H"],)) if sizes.get("W", 1) else None
 
 
 def flops(*shapes: tuple[int, ...]) -> int:
@@ -48,14 +66,15 @@ def flops(*shapes: tuple[int, ...]) -> int:
 
 
 EPS = {"eps": 1e-5}
+ONE_PLUS = {"eps": 1e-6, "offset": 1.0}
 RECIPE = Recipe(
     name="rms_norm",
-    summary="Root mean square normalisation with a gain.",
-    schema="(Tensor x, Tensor gamma, float eps) -> Tensor",
+    summary="Root mean square normalisation with a gain w, 1 + w, or none.",
+    schema="(Tensor x, Tensor? gamma, float eps, float offset=0.0) -> Tensor",
     operation="module",
     bind=bind,
     forward=forward,
-    sequence_axes=(1,),
+    sequence_axes=(-2,),
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="H"),
@@ -67,6 +86,11 @@ RECIPE = Recipe(
         Case(name="one token", kind="ordinary", sizes={"T": 1, "H": 4096}, attributes=EPS),
         Case(name="a prompt", kind="ordinary", sizes={"T": 128, "H": 576}, attributes=EPS),
         Case(name="eight tokens", kind="ordinary", sizes={"T": 8, "H": 256}, attributes={"eps": 1e-6}),
+        Case(name="one plus w", kind="ordinary", sizes={"T": 40, "H": 256}, attributes=ONE_PLUS),
+        Case(name="one plus w, one token", kind="ordinary", sizes={"T": 1, "H": 640}, attributes=ONE_PLUS),
+        Case(name="no gain", kind="ordinary", sizes={"T": 60, "H": 128, "W": 0}, attributes=EPS),
+        Case(name="no gain, few tokens", kind="ordinary", sizes={"T": 4, "H": 128, "W": 0}, attributes=EPS),
+        Case(name="heads, several on a partition", kind="tail", sizes={"T": 1300, "H": 64}, attributes=EPS),
         Case(name="few tokens, uneven", kind="tail", sizes={"T": 3, "H": 577}, attributes=EPS),
         Case(name="two partial tiles", kind="tail", sizes={"T": 130, "H": 577}, attributes=EPS),
         Case(name="one feature", kind="tail", sizes={"T": 9, "H": 1}, attributes=EPS),

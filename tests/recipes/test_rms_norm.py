@@ -117,10 +117,9 @@ class Norm(torch.nn.Module):
 
 @pytest.mark.parametrize("name", ["variance_epsilon", "eps", "epsilon"])
 def test_bind_reads_epsilon(name: str) -> None:
-    """Epsilon is found under the names that models give it."""
-    binding = RECIPE.recipe.bind(call(Norm(8, **{name: 1e-6})))
-    assert binding is not None
-    assert binding.attributes == {"eps": 1e-6}
+    """Epsilon is found under the names that models give it; the gains w and 1 + w are offered."""
+    bindings = RECIPE.recipe.bind(call(Norm(8, **{name: 1e-6})))
+    assert [binding.attributes for binding in bindings] == [{"eps": 1e-6}, {"eps": 1e-6, "offset": 1.0}]
 
 
 @pytest.mark.parametrize(

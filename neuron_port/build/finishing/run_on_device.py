@@ -74,6 +74,15 @@ def _open_weights(
     return weights, ""
 
 
+def laid_out(array: Any, transform: str) -> Any:
+    """The weight in the kernel's layout, as the interface's `transform` says (docs/bundle.md)."""
+    if transform == "none":
+        return array
+    if transform == "transpose":
+        return array.swapaxes(-1, -2)
+    return array.transpose([int(axis) for axis in transform.removeprefix("permute:").split(",")])
+
+
 def run_graph(
     neff: Path, interface: Mapping[str, Any], golden: Weights, weights: Weights,
     limits: Mapping[str, Mapping[str, float]], uploaded: dict[tuple[str, str, str], Any],
@@ -94,7 +103,7 @@ def run_graph(
             key = (entry["source"], entry["transform"], dtype)
             if key not in uploaded:
                 array = weights.cast(entry["source"].removeprefix("derived:"), dtype)
-                array = array.T if entry["transform"] == "transpose" else array
+                array = laid_out(array, entry["transform"])
                 uploaded[key] = NrtpyTensor.from_numpy(
                     numpy.ascontiguousarray(array).reshape(shape), name=name
                 )

@@ -255,9 +255,10 @@ class LayerBuild:
     def _try(self, recipe: Recipe, reference: Callable[..., Any]) -> None:
         """The generated files against the layer itself, as the matcher will; and in every dtype that a judge needs."""
         call = self.calling.call
-        binding = recipe.bind(call)
-        if binding is None:
+        bindings = recipe.bindings(call)
+        if not bindings:
             raise NotDraftableError("its own call does not fit the recipe that was generated for it")
+        binding = bindings[0]
         for scale, difference in attempt(probe, call, recipe, reference, binding).items():
             if not difference <= RELATIVE_LIMIT:
                 raise NotDraftableError(

@@ -1,0 +1,94 @@
+"""Functions of one number in terms of exp, log, sqrt and atan2, in forms that keep small arguments exact."""
+
+from __future__ import annotations
+
+import torch
+
+from neuron_port.lower.rewrites.table import rewrites
+
+aten = torch.ops.aten
+
+
+def _floating(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype.is_floating_point else x.to(torch.float32)
+
+
+@rewrites(aten.sinh.default)
+def sinh(x: torch.Tensor) -> torch.Tensor:
+    grown = torch.expm1(_floating(x).abs())
+    return torch.sign(x) * (grown + grown / (grown + 1)) * 0.5
+
+
+@rewrites(aten.cosh.default)
+def cosh(x: torch.Tensor) -> torch.Tensor:
+    grown = torch.exp(_floating(x).abs())
+    return grown * 0.5 + 0.5 / grown
+
+
+@rewrites(aten.asinh.default)
+def asinh(x: torch.Tensor) -> torch.Tensor:
+    size = _floating(x).abs()
+    square = size * size
+    return torch.sign(x) * torch.log1p(size + square / (torch.sqrt(square + 1) + 1))
+
+
+@rewrites(aten.acosh.default)
+def acosh(x: torch.Tensor) -> torch.Tensor:
+    beyond = _floating(x) - 1
+    return torch.log1p(beyond + torch.sqrt(beyond * (beyond + 2)))
+
+
+@rewrites(aten.atanh.default)
+def atanh(x: torch.Tensor) -> torch.Tensor:
+    x = _floating(x)
+    return 0.5 * (torch.log1p(x) - torch.log1p(-x))
+
+
+@rewrites(aten.atan.default)
+def atan(x: torch.Tensor) -> torch.Tensor:
+    x = _floating(x)
+    return torch.atan2(x, torch.ones_like(x))
+
+
+@rewrites(aten.asin.default)
+def asin(x: torch.Tensor) -> torch.Tensor:
+    x = _floating(x)
+    return torch.atan2(x, torch.sqrt((1 - x) * (1 + x)))
+
+
+@rewrites(aten.acos.default)
+def acos(x: torch.Tensor) -> torch.Tensor:
+    x = _floating(x)
+    return torch.atan2(torch.sqrt((1 - x) * (1 + x)), x)
+
+
+@rewrites(aten.erfc.default)
+def erfc(x: torch.Tensor) -> torch.Tensor:
+    return 1 - torch.erf(x)
+
+
+@rewrites(aten._cdist_forward.default)
+def cdist(left: torch.Tensor, right: torch.Tensor, p: float, mode: int | None) -> torch.Tensor:
+    """[.., M, K], [.., N, K] -> [.., M, N]."""
+    return torch.linalg.vector_norm(left.unsqueeze(-2) - right.unsqueeze(-3), p, -1)
+
+
+@rewrites(aten._trilinear.default)
+def trilinear(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    third: torch.Tensor,
+    expand1: list[int],
+    expand2: list[int],
+    expand3: list[int],
+    sumdim: list[int],
+    unroll_dim: int = 1,
+) -> torch.Tensor:
+    """The product of three tensors, each with the named axes inserted, summed over `sumdim`."""
+    for axes, number in ((expand1, 0), (expand2, 1), (expand3, 2)):
+        for axis in sorted(axes):
+            first, second, third = (
+                tensor.unsqueeze(axis) if index == number else tensor
+                for index, tensor in enumerate((first, second, third))
+            )
+    return (first * second * third).sum(sumdim)

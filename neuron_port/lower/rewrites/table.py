@@ -1,0 +1,48 @@
+"""Which operator is written out by which function in plain torch, and which operators torch itself writes out for us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Rewrite = Callable[..., Any]
+REWRITES: dict[Any, Rewrite] = {}
+
+aten = torch.ops.aten
+# Core ATen keeps these whole; torch has a decomposition of each into operators that we lower.
+TORCH_DECOMPOSES = (
+    aten._native_batch_norm_legit,
+    aten.adaptive_max_pool2d,
+    aten.addmv,
+    aten.copysign,
+    aten.dist,
+    aten.elu,
+    aten.fmax,
+    aten.fmin,
+    aten.grid_sampler_2d,
+    aten.hardtanh,
+    aten.hypot,
+    aten.leaky_relu,
+    aten.linalg_vector_norm,
+    aten.log10,
+    aten.logical_xor,
+    aten.round.decimals,
+    aten.tril_indices,
+    aten.triu_indices,
+    aten.upsample_bicubic2d,
+    aten.upsample_nearest2d,
+)
+
+
+def rewrites(*operators: Any) -> Callable[[Rewrite], Rewrite]:
+    """Register the decorated function for the given operator overloads."""
+
+    def register(function: Rewrite) -> Rewrite:
+        for operator in operators:
+            assert operator not in REWRITES, operator
+            REWRITES[operator] = function
+        return function
+
+    return register
