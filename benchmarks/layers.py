@@ -102,7 +102,7 @@ def problems(model: Model, tokens: int) -> Iterator[Problem]:
     yield linear(f"linear {hidden} → {key} (k, v)", tokens, key, twice)
     yield Problem(label="rope", recipe="rope", calls=each, sizes={**heads, "S": tokens})
     if tokens > 1:
-        name, sizes = "attention_prefill", {**heads, "S": tokens}
+        name, sizes = "attention", {**heads, "S": tokens}
     else:
         name, sizes = "attention_decode", {**heads, "C": model.cache_slots}
     yield Problem(label=name, recipe=name, calls=each, sizes=sizes, attributes=scale)
@@ -154,7 +154,7 @@ def numpy_softmax(scores: np.ndarray) -> np.ndarray:
     return scores
 
 
-def numpy_attention_prefill(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
+def numpy_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
     """Causal attention of q [B, S, Q, D] over k, v [B, S, G, D]."""
     batch, tokens, query_heads, head_dim = q.shape
     grouped = q.reshape(batch, tokens, k.shape[2], -1, head_dim).transpose(0, 2, 3, 1, 4)
@@ -192,7 +192,7 @@ def numpy_gated_mlp(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.nd
 NUMPY: Mapping[str, Callable[..., Any]] = {
     function.__name__.removeprefix("numpy_"): function
     for function in (
-        numpy_embedding, numpy_rms_norm, numpy_linear, numpy_rope, numpy_attention_prefill,
+        numpy_embedding, numpy_rms_norm, numpy_linear, numpy_rope, numpy_attention,
         numpy_attention_decode, numpy_residual_add, numpy_gated_mlp,
     )
 }  # fmt: skip
@@ -200,7 +200,8 @@ NUMPY: Mapping[str, Callable[..., Any]] = {
 
 def measure(problem: Problem, found: RegisteredRecipe) -> Timing:
     """Time one layer in both dtypes, after its answers were found to agree."""
-    arrays = found.recipe.inputs(problem.sizes, Draw(SEED))
+    drawn = found.recipe.inputs(problem.sizes, Draw(SEED))
+    arrays = tuple(array for array in drawn if array is not None)  # optional ones stand last
     simulator: dict[torch.dtype, float] = {}
     eager: dict[torch.dtype, float] = {}
     plain = 0.0

@@ -1,4 +1,4 @@
-"""Every architecture of the zoo through the compiler's lowering alone: `python benchmarks/zoo_lowering.py [NAME or FAMILY ..]`.
+"""Every architecture of the zoo through the compiler's lowering alone: `python benchmarks/zoo_lowering.py [NAME ..]`.
 
 A model's plain forward (no cache, eager attention) is exported, lowered to HLO and executed on XLA-CPU; every tensor
 that it returns is compared with torch's, in float32. No recipe takes part: this is what stands behind a layer that
@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from zoo import Entry, build, choose
 
 from neuron_port.errors import LoweringError
 from neuron_port.lower import LintReport, XlaExecutable, decompose, emit, lint, program_inputs
+from neuron_port.lower.constants import known_constants
 from neuron_port.lower.execution import from_torch, to_torch
 from neuron_port.lower.interface import shape_of
 from neuron_port.types import GraphInput, GraphOutput, GraphSpec
@@ -78,6 +80,12 @@ def plain_forward(entry: Entry) -> tuple[PlainForward, tuple[torch.Tensor, ...]]
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = False
     inputs = entry.inputs()
+    indexer = next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)
+    if (
+        indexer is not None
+    ):  # positions follow from where the images stand in the prompt: the host computes them
+        given = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        inputs["position_ids"] = indexer.get_rope_index(**given)[0]
     fixed = {name: inputs.pop(name) for name in entry.constants}
     return PlainForward(model, tuple(inputs), fixed), tuple(inputs.values())
 
@@ -125,7 +133,8 @@ def measure(entry: Entry) -> Row:
         module, inputs = plain_forward(entry)
         with torch.no_grad():
             expected = module(*inputs)
-            program = torch.export.export(module, copy.deepcopy(inputs), strict=False)
+            with known_constants() if entry.constants else nullcontext():
+                program = torch.export.export(module, copy.deepcopy(inputs), strict=False)
         stage = "lower"
         program = decompose(program)
         row.operators = sum(node.op == "call_function" for node in program.graph.nodes)
@@ -158,7 +167,12 @@ def table(rows: Sequence[Row]) -> Table:
         )
         worst = row.failure or f"{row.worst:.1e}"
         shown.add_row(
-            row.name, str(row.operators), str(row.instructions), worst, findings or "clean", f"{row.seconds:.1f}"
+            row.name,
+            str(row.operators),
+            str(row.instructions),
+            worst,
+            findings or "clean",
+            f"{row.seconds:.1f}",
         )
     return shown
 

@@ -30,7 +30,7 @@ Record = TypeVar("Record")
 Tier = Literal["simulator", "xla-cpu", "official", "device"]
 Decision = Literal["recipe", "draft", "compiler"]
 Phase = Literal["prefill", "decode", "forward"]
-Family = Literal["causal", "encoder"]
+Family = Literal["causal", "encoder", "sequence to sequence", "vision language"]
 BundleState = Literal["portable", "compiled", "device-verified"]
 
 

@@ -163,7 +163,10 @@ def export(kind: str, output: Path, repository: str | None, folders: tuple[Path,
     """Write the recipe KIND as a Hugging Face `kernels` repository for the neuron device."""
     from neuron_port.contributing.export import export as run
 
-    exported = run(_find(kind, folders), output, repository)
+    found = _find(kind, folders)
+    progress = _Progress(found.name, silent=False)
+    exported = run(found, output, repository, say=lambda text: progress("parity", text))
+    progress.end()
     for number, file in enumerate(exported.files):
         click.echo(f"{'written' if number == 0 else '':<12}{file}")
     for number, sentence in enumerate(exported.not_run):

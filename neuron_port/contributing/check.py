@@ -13,7 +13,7 @@ from neuron_port.contributing.faults import check_faults
 from neuron_port.contributing.folder_checks import check_documents, check_imports, check_lint, check_recipe
 from neuron_port.contributing.gpu_source import check_gpu_source
 from neuron_port.contributing.in_model import check_in_model
-from neuron_port.contributing.probing import check_probe
+from neuron_port.contributing.probing import check_probe, has_example
 from neuron_port.contributing.records import Check, Say, judged
 from neuron_port.contributing.trials import Bench, check_parity, check_stress, check_sweep
 from neuron_port.errors import RecipeError
@@ -53,7 +53,8 @@ def check_recipe_folder(
     checks = [check_recipe(found), check_lint(found), check_imports(found), check_documents(found)]
     costs: tuple[Cost, ...] = ()
     with one_torch_thread():
-        checks.append(check_probe(found))
+        if model is None or has_example(found):  # else the model's own layers are what is probed
+            checks.append(check_probe(found))
         checks.append(check_gpu_source(found, _told(say, "gpu source")))
         try:
             bench = Bench(found)

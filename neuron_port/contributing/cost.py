@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 
 from neuron_port.contributing.folder_checks import TARGETS
@@ -17,6 +18,8 @@ from neuron_port.registry import RegisteredRecipe
 from neuron_port.simulator import load_kernel_source, run_kernel
 from neuron_port.simulator.target import find_target
 from neuron_port.simulator.timing import predict
+
+COST_ROW = re.compile(r"\| [^|]+: [^|]+, \w+ \| (trn1|trn2|inf2) \|( [^|]+ \|){3} (memory|compute) \|")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,10 @@ def check_cost(found: RegisteredRecipe, say: Say) -> tuple[Check, tuple[Cost, ..
         costs = predicted_costs(found, say)
     except Exception as error:  # the recipe's own code may raise anything
         return judged("cost", "", [failure_text(error, found)]), ()
-    summary = f"predicted for {', '.join(TARGETS)}; the table below goes to README.md"
-    return judged("cost", summary, [], [asdict(cost) for cost in costs]), costs
+    stale = stale_rows(found.source_text("README.md"), costs)
+    problems = [f"README.md has other figures: `{row}`; replace its table by the one below" for row in stale]
+    facts = [asdict(cost) for cost in costs]
+    return judged("cost", "", problems, facts, tried=f"predicted for {', '.join(TARGETS)}, see below"), costs
 
 
 def predicted_costs(found: RegisteredRecipe, say: Say) -> tuple[Cost, ...]:
@@ -69,7 +74,7 @@ def shown_cases(found: RegisteredRecipe) -> list[Case]:
     for kind in ("ordinary", "large"):
         of_kind = [case for case in found.recipe.cases if case.kind == kind]
         if of_kind:
-            cases.append(max(of_kind, key=lambda case: elements(found.recipe, case.sizes, case)))
+            cases.append(max(of_kind, key=lambda case: elements(found.recipe, case.sizes)))
     return cases
 
 
@@ -96,6 +101,12 @@ def _predicted(found: RegisteredRecipe, case: Case, target: str) -> Cost:
         roofline_share=timeline.roofline_fraction,
         bound=timeline.roofline.bound,
     )
+
+
+def stale_rows(page: str, costs: tuple[Cost, ...]) -> list[str]:
+    """Rows of a page that have the form of the cost table and are none of today's. A page may have another form."""
+    today = set(cost_table(costs).splitlines())
+    return [line for line in page.splitlines() if COST_ROW.fullmatch(line) and line not in today]
 
 
 def cost_table(costs: tuple[Cost, ...]) -> str:

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from neuron_port.contributing.new import skeleton_text
 from neuron_port.contributing.records import Check, judged
 from neuron_port.errors import RecipeError
 from neuron_port.recipe import OPERATIONS
@@ -108,6 +109,12 @@ def check_documents(found: RegisteredRecipe) -> Check:
         problems.append(
             f"README.md has {len(page.split())} words: say what, layouts, limits, how it is tiled"
         )
+    new = {
+        file: found.source_text(file) == skeleton_text(file, found.name)
+        for file in ("kernel.py", "README.md")
+    }
+    if new["README.md"] and not new["kernel.py"]:
+        problems.append("README.md is still the one that `recipes new` wrote, of another kernel")
     missing = [target for target in TARGETS if target not in page]
     if missing or LATENCY.search(page) is None:
         where = f" for {', '.join(missing)}" if missing else ""

@@ -58,10 +58,10 @@ def main(folder: Path) -> None:
     for case, inputs in drawn[:CASES]:
         expected = found.reference(*inputs, **case.attributes)
         result = source(*inputs, **case.attributes)
-        torch.testing.assert_close(
-            result, expected, rtol=1e-4, atol=1e-5,
-            msg=lambda text, case=case: f"case `{case.name}`: {' '.join(text.split())}",
-        )  # fmt: skip
+        try:
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+        except AssertionError as error:
+            raise AssertionError(f"case `{case.name}`: {' '.join(str(error).split())}") from error
 
 
 if __name__ == "__main__":

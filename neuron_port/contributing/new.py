@@ -50,9 +50,14 @@ def create(name: str, into: Path, existing: Iterable[str]) -> Path:
     folder.mkdir(parents=True)
     for file in sorted(SKELETON.iterdir()):
         if file.is_file():
-            text = file.read_text(encoding="utf-8").replace(SKELETON_NAME, name)
-            (folder / file.name).write_text(text.replace(SKELETON_CLASS, class_name(name)), encoding="utf-8")
+            (folder / file.name).write_text(skeleton_text(file.name, name), encoding="utf-8")
     return folder
+
+
+def skeleton_text(file: str, name: str) -> str:
+    """What `create` writes to a file of the recipe `name`."""
+    text = (SKELETON / file).read_text(encoding="utf-8").replace(SKELETON_NAME, name)
+    return text.replace(SKELETON_CLASS, class_name(name))
 
 
 def check_name(name: str) -> None:

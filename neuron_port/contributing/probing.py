@@ -25,7 +25,7 @@ WRONG_SCALE = 1.02
 
 def check_probe(found: RegisteredRecipe) -> Check:
     """The example's layer is bound and agrees with the reference; the same layer with a 2 % error does not."""
-    if not (found.folder / EXAMPLE).is_file():
+    if not has_example(found):
         return not_run(NAME, f"no {EXAMPLE}: add one, or name a model that has the layer: --model NAME")
     call = example_call(found)
     bindings = found.recipe.bindings(call)
@@ -48,6 +48,11 @@ def check_probe(found: RegisteredRecipe) -> Check:
     else:
         summary += f"; the layer with a 2 % error is refused ({wrong:.0e})"
     return judged(NAME, summary, problems, {"differences": evidence, "with_2_percent_error": wrong})
+
+
+def has_example(found: RegisteredRecipe) -> bool:
+    """Whether the folder says which layer it is for."""
+    return (found.folder / EXAMPLE).is_file()
 
 
 def example_call(found: RegisteredRecipe) -> Call:

@@ -72,10 +72,9 @@ def _recheck(
     started = time.monotonic()
     session = _Session(model, registry, frozenset(drafts), target)
     vocabulary = model.config.get_text_config().vocab_size
-    prompt = torch.randint(
-        0, vocabulary, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(5)
-    ).tolist()
-    truth = run_oracle(model, prompt, DECODE_STEPS + 1, cached_tokens=DECODE_STEPS)
+    generator = torch.Generator().manual_seed(5)
+    prompt = torch.randint(0, vocabulary, (1, PROMPT_TOKENS), generator=generator)
+    truth = run_oracle(model, {"input_ids": prompt}, DECODE_STEPS + 1, cached_tokens=DECODE_STEPS)
     subject = f"{', '.join(sorted(drafts))} in {type(model).__name__}"
     try:
         prefill, decode = check_outputs(
@@ -223,15 +222,15 @@ class _Session:
             )
         return found
 
-    def start(self, prompt_ids: Sequence[int]) -> torch.Tensor:
+    def start(self, sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Run the prompt; logits [V] of what follows it."""
+        ids = sample["input_ids"]
+        self.length = ids.shape[1]
         self._programs = {
-            program.phase: program
-            for program in programs_of(self.model, self._shapes(len(prompt_ids)))
+            program.phase: program for program in programs_of(self.model, self._shapes(self.length))
         }
         self._caches = list(self._programs["prefill"].states.values())
-        self.length = len(prompt_ids)
-        return self._step("prefill", torch.tensor([list(prompt_ids)]), self.length - 1)
+        return self._step("prefill", ids, self.length - 1)
 
     def advance(self, token: int) -> torch.Tensor:
         """Append `token`; logits [V] of what follows it."""

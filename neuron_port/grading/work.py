@@ -38,7 +38,7 @@ class _Count(TorchDispatchMode):
         return result
 
 
-class _Shapes(Draw):
+class ShapesOnly(Draw):
     """Draws nothing: arrays of the right shape that hold one value and take no memory."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ def input_elements(task: KernelTask, sizes: Mapping[str, int]) -> int:
 
 def _shaped(task: KernelTask, sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
     with np.errstate(all="ignore"):
-        return task.inputs(sizes, _Shapes())
+        return task.inputs(sizes, ShapesOnly())
 
 
 def reference_work(task: KernelTask, sizes: Mapping[str, int], attributes: Mapping[str, Any]) -> int:

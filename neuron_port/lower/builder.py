@@ -175,10 +175,24 @@ class Builder:
         shape[axis] = sum(value.shape[axis] for value in values)
         return self.op("concatenate", values[0].dtype, shape, *values, dimensions=[axis])
 
-    def pad(self, value: Value, low: Sequence[int], high: Sequence[int], fill: Any) -> Value:
-        """Add `low` and `high` elements of `fill` at the ends of each axis; negative numbers cut."""
-        shape = [size + before + after for size, before, after in zip(value.shape, low, high, strict=True)]
-        edges = [{"edge_padding_low": a, "edge_padding_high": b} for a, b in zip(low, high, strict=True)]
+    def pad(
+        self,
+        value: Value,
+        low: Sequence[int],
+        high: Sequence[int],
+        fill: Any,
+        between: Sequence[int] | None = None,
+    ) -> Value:
+        """Add `low`, `high` and `between` elements of `fill` at the ends and gaps of each axis; negative ends cut."""
+        gaps = list(between or [0] * value.rank)
+        shape = [
+            size + max(0, size - 1) * gap + before + after
+            for size, gap, before, after in zip(value.shape, gaps, low, high, strict=True)
+        ]
+        edges = [
+            {"edge_padding_low": a, "edge_padding_high": b, "interior_padding": gap}
+            for a, b, gap in zip(low, high, gaps, strict=True)
+        ]
         constant = self.constant(fill, value.dtype)
         return self.op("pad", value.dtype, shape, value, constant, padding_config={"dimensions": edges})
 
@@ -221,7 +235,7 @@ class Builder:
         kept = [1 if axis in reduced else size for axis, size in enumerate(value.shape)]
         if reduced:
             shape = [size for axis, size in enumerate(value.shape) if axis not in reduced]
-            start = self.constant(_identity(opcode, value.dtype), value.dtype)
+            start = self.constant(identity(opcode, value.dtype), value.dtype)
             called = self.scalar_function(opcode, value.dtype)
             value = self.op(
                 "reduce",
@@ -269,7 +283,8 @@ def broadcast_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(torch.broadcast_shapes(*shapes))
 
 
-def _identity(opcode: str, dtype: str) -> int | float | bool:
+def identity(opcode: str, dtype: str) -> int | float | bool:
+    """What leaves every finite element as it is when combined with it."""
     if opcode in ("maximum", "minimum"):
         limits = torch.finfo(getattr(torch, dtype)) if dtype in FLOATS else torch.iinfo(getattr(torch, dtype))
         return limits.min if opcode == "maximum" else limits.max

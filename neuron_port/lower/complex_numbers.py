@@ -110,9 +110,7 @@ class _Splitter:
 
     def _stored(self, node: Node) -> _Parts:
         """A complex constant or buffer, stored as [.., 2] from now on."""
-        item = next(
-            item for item in self.program.graph_signature.input_specs if item.arg.name == node.name
-        )
+        item = next(item for item in self.program.graph_signature.input_specs if item.arg.name == node.name)
         for values in (self.program.constants, self.program.state_dict):
             tensor = values.get(item.target or node.name)
             if isinstance(tensor, torch.Tensor):

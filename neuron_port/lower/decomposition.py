@@ -15,6 +15,16 @@ from neuron_port.lower.rewrites import REWRITES, TORCH_DECOMPOSES
 
 NAMESPACE = "neuron_port"
 _DONE = "neuron_port.decomposed"
+CHECKS = frozenset(
+    {
+        torch.ops.aten._assert_async.msg,
+        torch.ops.aten._assert_scalar.default,
+        torch.ops.aten._assert_tensor_metadata.default,
+        torch.ops.aten.sym_constrain_range.default,
+        torch.ops.aten.sym_constrain_range_for_size.default,
+    }
+)
+_NUMBERS = frozenset({torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default})
 
 
 def decompose(
@@ -31,7 +41,9 @@ def decompose(
     table[torch.ops.aten.scaled_dot_product_attention.default] = _attention
     for name, reference in (references or {}).items():
         table[_operator(name)] = reference
-    decomposed = without_complex_numbers(program.run_decompositions(table))
+    decomposed = program.run_decompositions(table)
+    _drop_checks(decomposed.graph_module.graph)
+    without_complex_numbers(decomposed)
     decomposed.graph_module.meta[_DONE] = True
     return decomposed
 
@@ -44,6 +56,17 @@ def inline_references(
     This is the form that XLA-CPU can execute: it has no kernel calls left for the named operators.
     """
     return decompose(program, references)
+
+
+def _drop_checks(graph: torch.fx.Graph) -> None:
+    """Remove what a model checks about its data while it runs, and what only those checks read.
+
+    A compiled graph has no way to stop. The checks' inputs can have shapes that depend on data.
+    """
+    for node in reversed(list(graph.nodes)):
+        if node.target in CHECKS or (node.target in _NUMBERS and not node.users):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def is_decomposed(program: ExportedProgram) -> bool:

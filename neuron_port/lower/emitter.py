@@ -39,15 +39,6 @@ from neuron_port.types import GraphInput, GraphSpec, to_json
 
 assert ops  # importing it registers the lowerings
 
-_NO_VALUE = frozenset(
-    {
-        torch.ops.aten._assert_tensor_metadata.default,
-        torch.ops.aten._assert_scalar.default,
-        torch.ops.aten._assert_async.msg,
-        torch.ops.aten.sym_constrain_range_for_size.default,
-    }
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class KernelCall:
@@ -132,8 +123,6 @@ class _Emitter:
 
     def call(self, node: torch.fx.Node) -> None:
         """Lower one operator call."""
-        if node.target in _NO_VALUE:
-            return
         args = [self._operand(item) for item in node.args]
         kwargs = {
             key: self._operand(item) for key, item in node.kwargs.items() if key not in IGNORED_KEYWORDS

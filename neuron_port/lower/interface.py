@@ -17,8 +17,11 @@ from neuron_port.lower.builder import LITERAL_LIMIT_BYTES
 from neuron_port.lower.module import Shape
 from neuron_port.types import TensorSpec
 
-# 64-bit integers are 32-bit from the boundary on: a NeuronCore has no others (neuronx-cc --native-int64).
+# 64-bit numbers are 32-bit from the boundary on: a NeuronCore has no others (neuronx-cc --native-int64, NCC_ESPP004).
+# What float64 was for in a model (tables of angles, sums) is then as exact as float32; parity with torch tells.
+NARROWED = {"int64": "int32", "float64": "float32"}
 DTYPES = {
+    torch.float64: "float32",
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
@@ -114,13 +117,19 @@ def _tensor_shape(node: torch.fx.Node, tensor: torch.Tensor) -> Shape:
     if tensor.dtype not in DTYPES:
         cure = "Use float32" if tensor.dtype.is_floating_point else "Split it into real and imaginary parts"
         raise node_error(node, f"`{node.name}` is {tensor.dtype}, which a NeuronCore lacks", hint=f"{cure}.")
-    if any(not isinstance(size, int) for size in tensor.shape):
+    sizes = tuple(_known_size(size) for size in tensor.shape)
+    if any(size is None for size in sizes):
         raise node_error(
             node,
             f"`{node.name}` has a dynamic shape {tuple(tensor.shape)}",
             hint="Export without dynamic_shapes: one graph for each bucket of lengths.",
         )
-    return Shape(DTYPES[tensor.dtype], tuple(tensor.shape))
+    return Shape(DTYPES[tensor.dtype], tuple(size for size in sizes if size is not None))
+
+
+def _known_size(size: int | torch.SymInt) -> int | None:
+    """The number behind a size: one that depended on data may have been found equal to a static one."""
+    return size if isinstance(size, int) else size.node.maybe_as_int()
 
 
 def _is_literal(program: ExportedProgram, item: InputSpec, node: torch.fx.Node) -> bool:
@@ -148,7 +157,7 @@ def tensor_of(program: ExportedProgram, item: InputSpec) -> torch.Tensor:
 
 
 def check_spec(role: str, name: str, given: TensorSpec, shape: Shape) -> None:
-    dtype = "int32" if given.dtype == "int64" else given.dtype
+    dtype = NARROWED.get(given.dtype, given.dtype)
     if (tuple(given.shape), dtype) != (shape.dimensions, shape.dtype):
         raise LoweringError(
             f"Graph {role} `{name}` is declared {given}, the program has {shape}",

@@ -146,7 +146,8 @@ class _Decider:
 
     def _unsupported(self, candidate: RegisteredRecipe, layer: Layer) -> str | None:
         recipe = candidate.recipe
-        dtypes = {spec.dtype for spec in layer.inputs if spec.dtype.startswith(("float", "bfloat"))}
+        touched = (*layer.inputs, *layer.parameters.values())
+        dtypes = {spec.dtype for spec in touched if spec.dtype.startswith(("float", "bfloat"))}
         if recipe.name in self.refused:
             return f"{recipe.name} was excluded by the user"
         if self.generation not in recipe.generations:

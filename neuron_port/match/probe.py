@@ -39,6 +39,10 @@ def materialize(
             owner.register_buffer(leaf, fill(name, tensor))
     for child in clone.modules():
         vars(child).pop("forward", None)  # a deep copy of an intercepted module must not call its original
+        config = getattr(child, "config", None)
+        exact = any(parameter.dtype is torch.float64 for parameter in child.parameters(recurse=False))
+        if exact and hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"  # torch's grouped product of experts has no float64
     return clone.eval()
 
 
@@ -51,6 +55,8 @@ def random_parameters(generator: torch.Generator) -> Callable[[str, torch.Tensor
     def fill(name: str, like: torch.Tensor) -> torch.Tensor:
         scale = like.shape[-1] ** -0.5 if like.ndim > 1 and "embed" not in name else 1.0
         drawn = torch.empty(like.shape, dtype=torch.float32).normal_(generator=generator).mul_(scale)
+        if like.is_floating_point() and like.element_size() == 1:  # values that float8 has, or it rounds them
+            return drawn.to(like.dtype).float()
         return drawn.abs() + 0.5 if name.endswith("var") else drawn
 
     return fill
@@ -186,6 +192,8 @@ def draw_for(
             for axis in token_axes(tensor, entry):
                 shape[axis] = min(shape[axis], tokens) if at_most else tokens
             shapes[id(tensor)] = shape
+    if call.operation == "attention" and shapes:
+        shapes |= _resized_biases(call, tensors, shapes)
     domains = {id(tensors[place]): domain for place, domain in recipe.domains.items() if place < len(tensors)}
     return Drawing(
         generator=generator, scale=scale, vocabulary=index_limit(call), shapes=shapes, domains=domains
@@ -199,6 +207,22 @@ def token_axes(tensor: torch.Tensor, entry: int | tuple[int, ...] | None) -> lis
     axes = entry if isinstance(entry, tuple) else (entry,)
     inside = [axis for axis in axes if -tensor.ndim <= axis < tensor.ndim]
     return [axis for axis in inside if isinstance(entry, int) or tensor.shape[axis] != 1]
+
+
+def _resized_biases(
+    call: Call, tensors: Sequence[torch.Tensor], shapes: Mapping[int, Sequence[int]]
+) -> dict[int, list[int]]:
+    """The shapes of additive biases [.., S or 1, C or 1] when queries and keys have other lengths than the call's."""
+    query, key = tensors[0], tensors[1]
+    queries, keys = shapes[id(query)][2], shapes[id(key)][2]
+    found = {}
+    for tensor in tensors[3:]:
+        if tensor.ndim == 4:
+            shape = list(tensor.shape)
+            shape[2] = queries if shape[2] == query.shape[2] else shape[2]
+            shape[3] = keys if shape[3] == key.shape[2] else shape[3]
+            found[id(tensor)] = shape
+    return found
 
 
 def cloned(value: Any) -> Any:

@@ -26,7 +26,8 @@ import torch
 ROWS_PER_SLICE = 128
 SLICE_ALLOWANCE = 4.0  # a slice's noise scatters more than the whole tensor's
 FLOAT32_ALLOWANCE = 4.0  # orders of summation differ; measured spread between legal orders is below 3
-TELLING_RATIO = 3.0  # of a sabotage's error to the legal noise
+# Of a sabotage's error to the legal noise, by contract: beyond what each allows (float32: FLOAT32_ALLOWANCE).
+TELLING_RATIO = {"float32": 5.0, "16 bit": 3.0}
 EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
 
@@ -76,7 +77,10 @@ def compare(
         metrics, limits = _float32_contract(error, noise, exact, reduction_length)
     else:
         metrics, limits = _r_ratio_contract(error, noise, exact, baseline.dtype, r_ratio_limit)
-    metrics["legal_l2"] = _ratio(_norm(noise), _norm(exact))
+    in_float32 = baseline.dtype is torch.float32
+    least = 0.0 if in_float32 else 0.25 * EPSILON[baseline.dtype]
+    metrics["legal_l2"] = max(_ratio(_norm(noise), _norm(exact)), least)
+    metrics["telling_l2"] = TELLING_RATIO["float32" if in_float32 else "16 bit"] * metrics["legal_l2"]
     metrics["max_abs"] = error.abs().max().item() if error.numel() else 0.0
     broken = [name for name, limit in limits.items() if not metrics[name] <= limit]
     detail = ""
@@ -198,9 +202,9 @@ def is_telling(comparison: Comparison) -> bool:
     Where a layer's own rounding loses more than 1 %, a 2 % error is no error. Zeros, echoes and shuffles are wrong by
     all of the output's size, and tell nearly always.
     """
-    if "legal_l2" not in comparison.metrics:  # it has another form than the truth, or is integers
+    if "telling_l2" not in comparison.metrics:  # it has another form than the truth, or is integers
         return True
-    return comparison.metrics["relative_l2"] > TELLING_RATIO * comparison.metrics["legal_l2"]
+    return comparison.metrics["relative_l2"] > comparison.metrics["telling_l2"]
 
 
 def sabotages(truth: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:

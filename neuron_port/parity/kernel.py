@@ -6,21 +6,24 @@ with wrong outputs, which must be refused: a test that cannot fail proves nothin
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from neuron_port.execution import KernelOperator, simulated_operator
-from neuron_port.match.probe import bound_weights, materialize
+from neuron_port.match.probe import bound_weights, cloned, materialize
 from neuron_port.parity.comparison import Comparison, compare, is_telling, sabotages, shifted
+from neuron_port.parity.in_double import InDouble
 from neuron_port.parity.problems import Problem, neighbour, problems
 from neuron_port.registry import RegisteredRecipe
 from neuron_port.simulator import SimulatorError
 from neuron_port.types import CaseResult, Layer, Match, ParityReport
-from neuron_port.walk.cutpoints import Call, dtype_name, flatten_tensors
+from neuron_port.walk.cutpoints import Call, dtype_name, flatten_tensors, stored_tensors
 from neuron_port.walk.walker import Capture
 
 ReadWeight = Callable[[str], torch.Tensor]  # checkpoint tensor name -> float32 tensor
@@ -78,7 +81,9 @@ def _all_answers(
     In that order because each needs the weights in another form, and one form at a time is enough: the head of an
     8-billion-parameter model is 4 GiB in float64.
     """
-    exact = torch.float64 if dtype is torch.float32 else torch.float32
+    # A function has no weights to hold twice, and may answer in float32 whatever its inputs: its truth is finer still.
+    is_fine = dtype is torch.float32 or subject.call.operation == "function"
+    exact = torch.float64 if is_fine else torch.float32
     count = NEIGHBOURS if subject.layer.flops < LARGE_LAYER_FLOPS else NEIGHBOURS_OF_LARGE_LAYER
     nearby = [[neighbour(problem, dtype, seed) for seed in range(count)] for problem in wanted]
     module = subject.module(exact, dtype)
@@ -117,6 +122,8 @@ class _Subject:
         self.call = call
         self.match = match
         self.recipe = found.recipe
+        self._float32_places = _float32_places(call)
+        self._written: set[int] = set()  # places of the arguments that the function writes to
         self._weights = {name: read_weight(f"{layer.name}.{name}") for name in layer.parameters}
 
     def module(self, compute: torch.dtype, rounded: torch.dtype) -> torch.nn.Module | None:
@@ -128,11 +135,23 @@ class _Subject:
     def run(
         self, module: torch.nn.Module | None, problem: Problem, compute: torch.dtype, rounded: torch.dtype
     ) -> list[torch.Tensor]:
-        """The layer's own forward in `compute`, on inputs first rounded to `rounded`."""
+        """The layer's own forward in `compute`, on inputs first rounded to `rounded`.
+
+        What a function leaves in an argument (the state of a convolution) is an output too.
+        """
         function = module if self.call.operation == "module" and module is not None else self.call.function
-        args, kwargs = _cast((problem.args, dict(problem.kwargs)), compute, rounded)
-        with torch.no_grad():
-            return self.recipe.comparable(list(flatten_tensors(function(*args, **kwargs))))
+        given = self._cast(problem, compute, rounded)
+        args, kwargs = cloned(given)
+        with torch.no_grad(), InDouble() if compute is torch.float64 else nullcontext():
+            results = list(flatten_tensors(function(*args, **kwargs)))
+        if self.call.operation == "function":
+            pairs = zip(flatten_tensors(given), flatten_tensors((args, kwargs)), strict=True)
+            self._written |= {place for place, (a, b) in enumerate(pairs) if not torch.equal(a, b)}
+            results += self._left_in((args, kwargs))
+        return self.recipe.comparable(results)
+
+    def _left_in(self, arguments: Any) -> list[torch.Tensor]:
+        return [tensor for place, tensor in enumerate(flatten_tensors(arguments)) if place in self._written]
 
     def run_kernel(
         self,
@@ -142,23 +161,41 @@ class _Subject:
         dtype: torch.dtype,
     ) -> list[torch.Tensor] | str:
         """The recipe's forward with the kernel in the middle; the simulator's words when it refuses the kernel."""
-        args, kwargs = _cast((problem.args, dict(problem.kwargs)), dtype, dtype)
+        args, kwargs = cloned(self._cast(problem, dtype, dtype))
         try:
             with torch.no_grad():
                 result = self.recipe.forward(operator, weights, self.match.attributes, *args, **kwargs)
         except SimulatorError as error:
             return str(error)
-        return self.recipe.comparable(list(flatten_tensors(result)))
+        return self.recipe.comparable([*flatten_tensors(result), *self._left_in((args, kwargs))])
+
+    def _cast(self, problem: Problem, compute: torch.dtype, rounded: torch.dtype) -> Any:
+        """The problem's arguments rounded; a tensor that the call keeps in float32 beside 16-bit ones stays exact."""
+        places = itertools.count()
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                exact = next(places) in self._float32_places
+                if not value.is_floating_point():
+                    return value
+                wide = torch.float32 if exact and compute.itemsize < 4 else compute
+                return (value if exact else value.to(rounded)).to(wide)
+            if isinstance(value, dict):
+                return {key: cast(item) for key, item in value.items()}
+            if isinstance(value, (tuple, list)):
+                return type(value)(cast(item) for item in value)
+            return value
+
+        return cast((problem.args, dict(problem.kwargs)))
 
 
-def _cast(value: Any, compute: torch.dtype, rounded: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(rounded).to(compute) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _cast(item, compute, rounded) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_cast(item, compute, rounded) for item in value)
-    return value
+def _float32_places(call: Call) -> frozenset[int]:
+    """Which of the call's tensors are float32 although others of the call, or its module's weights, have 16 bits."""
+    stored = stored_tensors(call.module).values() if call.operation == "module" and call.module else ()
+    floats = [tensor for tensor in (*call.tensors, *stored) if tensor.is_floating_point()]
+    if not any(tensor.dtype.itemsize == 2 for tensor in floats):
+        return frozenset()
+    return frozenset(n for n, tensor in enumerate(call.tensors) if tensor.dtype is torch.float32)
 
 
 def _judge(subject: _Subject, answers: _Answers, dtype: torch.dtype) -> Iterator[CaseResult]:
@@ -170,7 +207,9 @@ def _judge(subject: _Subject, answers: _Answers, dtype: torch.dtype) -> Iterator
     if len(outputs) < len(answers.truths):
         yield _failure(problem, dtype, f"{len(outputs)} outputs, the layer has {len(answers.truths)}")
         return
-    inputs = tuple(_cast(tensor, dtype, dtype) for tensor in flatten_tensors(problem.args))
+    inputs = tuple(
+        tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in flatten_tensors(problem.args)
+    )
     for number, (truth, baseline) in enumerate(zip(answers.truths, answers.baselines, strict=True)):
         name = f"{problem.name} · output {number}" if len(answers.truths) > 1 else problem.name
         options: dict[str, Any] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 class Session(Protocol):
     """One sequence on the thing under test."""
 
-    def start(self, prompt_ids: Sequence[int]) -> torch.Tensor: ...
+    def start(self, sample: Mapping[str, torch.Tensor]) -> torch.Tensor: ...
     def advance(self, token: int) -> torch.Tensor: ...
     def caches(self) -> list[tuple[torch.Tensor, torch.Tensor]]: ...
 
@@ -46,16 +46,27 @@ class OracleRun:
     and `cached_tokens` further tokens.
     """
 
-    prompt_ids: tuple[int, ...]
+    sample: Mapping[str, torch.Tensor]  # the prompt: the model's inputs by name, one row
     tokens: tuple[int, ...]
     logits: torch.Tensor  # [new tokens, V]
     prompt_caches: list[tuple[torch.Tensor, torch.Tensor]]
     final_caches: list[tuple[torch.Tensor, torch.Tensor]]
 
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The text of the prompt; none of a sound or a picture."""
+        ids = self.sample.get("input_ids")
+        return () if ids is None else tuple(ids[0].tolist())
+
+    @property
+    def length(self) -> int:
+        """How much of a bucket the prompt fills."""
+        return int(next(iter(self.sample.values())).shape[-1])
+
 
 def run_oracle(
     model: PreTrainedModel,
-    prompt_ids: Sequence[int],
+    sample: Mapping[str, torch.Tensor],
     new_tokens: int,
     forced: Sequence[int] | None = None,
     cached_tokens: int = 16,
@@ -65,13 +76,16 @@ def run_oracle(
     Args:
         cached_tokens: after how many appended tokens `final_caches` is taken.
     """
+    if "decoder_input_ids" in sample:
+        return _run_decoder(model, sample, new_tokens, forced)
     cache = DynamicCache(config=model.config)
     state = {cache_argument(model): cache}
+    # Places on several axes are for our graphs: the model finds its own, and goes on from them.
+    given = {name: item for name, item in _in_dtype(sample, model.dtype).items() if name != "position_ids"}
     logits, tokens = [], []
     final_caches: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.no_grad():
-        ids = torch.tensor([list(prompt_ids)])
-        out = model(input_ids=ids, **state, use_cache=True)
+        out = model(**given, **state, use_cache=True)
         prompt_caches = _snapshot(cache)
         for number in range(new_tokens):
             logits.append(out.logits[0, -1].clone())
@@ -81,12 +95,36 @@ def run_oracle(
             if number + 1 < new_tokens:
                 out = model(input_ids=torch.tensor([[tokens[-1]]]), **state, use_cache=True)
     return OracleRun(
-        prompt_ids=tuple(prompt_ids),
+        sample=sample,
         tokens=tuple(tokens),
         logits=torch.stack(logits),
         prompt_caches=prompt_caches,
         final_caches=final_caches or _snapshot(cache),
     )
+
+
+def _run_decoder(
+    model: PreTrainedModel,
+    sample: Mapping[str, torch.Tensor],
+    new_tokens: int,
+    forced: Sequence[int] | None,
+) -> OracleRun:
+    """An encoder-decoder model's answer, every token from the whole of what came before: no cache to go wrong."""
+    given = dict(_in_dtype(sample, model.dtype))
+    logits, tokens = [], []
+    with torch.no_grad():
+        for number in range(new_tokens):
+            logits.append(model(**given, use_cache=False).logits[0, -1].clone())
+            tokens.append(int(forced[number] if forced is not None else logits[-1].argmax()))
+            ids = given["decoder_input_ids"]
+            given["decoder_input_ids"] = torch.cat([ids, torch.tensor([[tokens[-1]]])], 1)
+    return OracleRun(
+        sample=sample, tokens=tuple(tokens), logits=torch.stack(logits), prompt_caches=[], final_caches=[]
+    )
+
+
+def _in_dtype(sample: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: item.to(dtype) if item.is_floating_point() else item for name, item in sample.items()}
 
 
 def _snapshot(cache: Cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -117,11 +155,12 @@ def check_outputs(
         decode_steps: tokens appended; at most those of `truth`.
     """
     judge = OutputJudge(tier, name)
-    logits = session.start(truth.prompt_ids)
+    logits = session.start(truth.sample)
     progress(1, decode_steps + 1)
     expected = baseline.prompt_caches if baseline else None
     prefill = [judge("logits", [logits], [truth.logits[0]], [baseline.logits[0]] if baseline else None)]
-    prefill += _compare_caches(judge, session.caches(), truth.prompt_caches, expected)
+    if truth.prompt_caches:
+        prefill += _compare_caches(judge, session.caches(), truth.prompt_caches, expected)
     ours = []
     for number in range(decode_steps):
         ours.append(session.advance(truth.tokens[number]))
@@ -131,7 +170,8 @@ def check_outputs(
         judge("logits", ours, list(truth.logits[steps]), list(baseline.logits[steps]) if baseline else None)
     ]
     expected = baseline.final_caches if baseline else None
-    decode += _compare_caches(judge, session.caches(), truth.final_caches, expected)
+    if truth.final_caches:
+        decode += _compare_caches(judge, session.caches(), truth.final_caches, expected)
     return prefill, decode
 
 
@@ -142,7 +182,7 @@ def _compare_caches(
     baseline: list[tuple[torch.Tensor, torch.Tensor]] | None,
 ) -> list[CaseResult]:
     results = []
-    for side, output in enumerate(("key caches", "value caches") if truth else ()):
+    for side, output in enumerate(("key caches", "value caches")):
         other = [layer[side] for layer in baseline] if baseline else None
         kept = [
             layer[side][:, -expected[side].shape[1] :] for layer, expected in zip(ours, truth, strict=True)
@@ -250,7 +290,7 @@ def check_greedy(
     """
     tokens: list[int] = []
     errors: list[float] = []
-    logits = session.start(truth.prompt_ids)
+    logits = session.start(truth.sample)
     for number in range(len(truth.tokens)):
         tokens.append(int(logits.argmax()))
         if tokens[:-1] == list(truth.tokens[:number]):  # same history: the logits are comparable
@@ -276,7 +316,7 @@ def check_greedy(
         kind="captured",
         tier=tier,
         dtype=str(logits.dtype).removeprefix("torch."),
-        shapes=((1, len(truth.prompt_ids)),),
+        shapes=tuple(tuple(tensor.shape) for tensor in truth.sample.values()),
         seed=None,
         metrics=metrics,
         limits=limits,

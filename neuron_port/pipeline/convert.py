@@ -213,11 +213,12 @@ class _Proofs:
     def oracle(self) -> None:
         work = self.work
         with self.stages.stage("transformers reference") as result:
-            if work.family == "causal":
+            if work.family != "encoder":
                 runs, result.reused = all_oracles(work, result.progress)
                 made: Callable[..., Any] = SequenceProof
             else:
-                runs, result.reused = forward_proof.all_runs(work, result.progress)
+                specs = [graph.spec for graph in self.lowered[torch.float32]]
+                runs, result.reused = forward_proof.all_runs(work, specs, result.progress)
                 made = ForwardProof
             work.forget_model()
         for dtype in work.proof_dtypes:

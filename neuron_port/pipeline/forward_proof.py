@@ -1,7 +1,8 @@
 """Proofs 2 and 3 of models that answer in one pass: whole inputs through the forward graphs, every output compared.
 
 On XLA-CPU the graphs run as emitted, references inlined; on the simulator the kernels run in place of the references.
-A shorter text is padded and masked as in production, and judged where it has tokens.
+A shorter text is padded and masked as in production, for transformers' own forward too: a model that looks at its last
+place (SigLIP) sees the padding there.
 """
 
 from __future__ import annotations
@@ -18,51 +19,81 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuron_port.errors import UsageError
-from neuron_port.execution import simulated_operator
+from neuron_port.execution import simulated_operator, to_numpy
 from neuron_port.parity.model import OutputJudge, pooled_r_ratio
 from neuron_port.pipeline.lowering import LoweredGraph, export_one
 from neuron_port.pipeline.planning import Plan
-from neuron_port.pipeline.samples import Sample, padded
+from neuron_port.pipeline.samples import Sample, fingerprints
 from neuron_port.pipeline.sequence_proof import XlaStep, refused
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
-from neuron_port.port.generate import Step
+from neuron_port.port.generate import Step, padded
 from neuron_port.port.run import GraphRunner, WeightBank
 from neuron_port.simulator import SimulatorError
 from neuron_port.store import write_json
-from neuron_port.types import CaseResult, ParityReport, Tier, digest, from_json, to_json
+from neuron_port.types import CaseResult, GraphSpec, ParityReport, Tier, digest, from_json, to_json
 from neuron_port.walk.families.encoder import ForwardStep
 
 STAGE, GRAPH_STAGE, MODEL_STAGE = "oracle", "graph-proof", "model-proof"
 Progress = Callable[[str, int, int], None]
 
 
+Runs = dict[tuple[int, int], "ForwardRun"]  # by numbers of sample and graph
+
+
 @dataclass(frozen=True, kw_only=True)
 class ForwardRun:
-    """What transformers answers to one sample: every output by name, one row."""
+    """What transformers answers to one sample as one graph takes it: inputs and every output by name, one row each."""
 
-    sample: Sample
+    inputs: dict[str, torch.Tensor]
     outputs: dict[str, torch.Tensor]
 
 
-def all_runs(work: Workbench, progress: Progress) -> tuple[dict[torch.dtype, list[ForwardRun]], bool]:
-    """Every sample in every proof dtype, by transformers' own forward; and whether all were stored already."""
-    runs: dict[torch.dtype, list[ForwardRun]] = {}
+def all_runs(
+    work: Workbench, specs: Sequence[GraphSpec], progress: Progress
+) -> tuple[dict[torch.dtype, Runs], bool]:
+    """Every sample in every graph that holds it, in every proof dtype; and whether all were stored already.
+
+    Raises:
+        UsageError: no graph holds a sample.
+    """
+    runs: dict[torch.dtype, Runs] = {}
     all_reused = True
     for dtype in work.proof_dtypes:
-        runs[dtype] = []
+        runs[dtype] = {}
         for number in range(len(work.options.prompts)):
             progress(f"sample {number + 1}, {dtype}", number, len(work.options.prompts))
-            run, reused = _run(work, number, dtype)
-            runs[dtype].append(run)
-            all_reused &= reused
+            sample = work.sample(number)
+            places = [place for place, spec in enumerate(specs) if _holds(spec, sample)]
+            if not places:
+                raise UsageError(
+                    f"Sample {number + 1} is longer than the largest graph",
+                    hint="Convert with larger --buckets.",
+                )
+            for place in places:
+                runs[dtype][number, place], reused = _run(work, sample, specs[place], dtype)
+                all_reused &= reused
     return runs, all_reused
 
 
-def _run(work: Workbench, number: int, dtype: torch.dtype) -> tuple[ForwardRun, bool]:
-    sample = work.sample(number)
+def _holds(spec: GraphSpec, sample: Sample) -> bool:
+    wanted = {item.name: item.spec.shape for item in spec.inputs if item.role == "input"}
+    return all(
+        all(own <= size for own, size in zip(sample[name].shape[1:], shape[1:], strict=True))
+        for name, shape in wanted.items()
+    )
+
+
+def _run(
+    work: Workbench, sample: Sample, spec: GraphSpec, dtype: torch.dtype
+) -> tuple[ForwardRun, bool]:
+    inputs = {
+        item.name: padded(sample[item.name], (1, *item.spec.shape[1:]), sample[item.name].dtype, 1)
+        for item in spec.inputs
+        if item.role == "input"
+    }
     key = digest(
         work.checkpoint.revision,
-        {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in sample.items()},
+        fingerprints(inputs),
         str(dtype),
         oracle_name(),
         code_digest("walk/families", "walk/pooling", "checkpoint/weights"),
@@ -70,15 +101,16 @@ def _run(work: Workbench, number: int, dtype: torch.dtype) -> tuple[ForwardRun, 
 
     def write(folder: Path) -> None:
         model = work.model(dtype)
-        step = ForwardStep(model, tuple(sample), getattr(model, "neuron_port_pooling", None))
-        given = {name: _cast(tensor, dtype) for name, tensor in sample.items()}
+        step = ForwardStep(model, tuple(inputs), getattr(model, "neuron_port_pooling", None))
         with torch.no_grad():
-            outputs = step.answer(given)
-        tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in outputs.items()}
-        save_file(tensors, folder / "run.safetensors")
+            outputs = step.answer({name: _cast(tensor, dtype) for name, tensor in inputs.items()})
+        whole = {
+            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in outputs.items()
+        }
+        save_file(whole, folder / "run.safetensors")
 
     folder, reused = work.store.build(STAGE, key, write)
-    return ForwardRun(sample=sample, outputs=load_file(folder / "run.safetensors")), reused
+    return ForwardRun(inputs=inputs, outputs=load_file(folder / "run.safetensors")), reused
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -93,8 +125,8 @@ class ForwardProof:
     plan: Plan
     dtype: torch.dtype
     graphs: Sequence[LoweredGraph]
-    truths: Sequence[ForwardRun]
-    baselines: Sequence[ForwardRun] | None  # None in float32
+    truths: Runs
+    baselines: Runs | None  # None in float32
 
     @property
     def dtype_name(self) -> str:
@@ -162,35 +194,24 @@ class ForwardProof:
     ) -> tuple[list[CaseResult], float, int]:
         cases: list[CaseResult] = []
         seconds, made = 0.0, 0
-        for number in range(len(self.truths)):
-            chosen = self._smallest(number) if place is None else place
-            if not self._holds(chosen, number):
+        count = len(self.work.options.prompts)
+        for number in range(count):
+            chosen = self.smallest(number) if place is None else place
+            if (number, chosen) not in self.truths:
                 continue
-            progress(f"sample {number + 1}, {self.graphs[chosen].spec.id}", number, len(self.truths))
+            progress(f"sample {number + 1}, {self.graphs[chosen].spec.id}", number, count)
             stored, reused = self._sample(number, chosen, tier)
             cases += [from_json(CaseResult, case) for case in stored["cases"]]
             seconds += stored["seconds"]
             made += not reused
         return cases, seconds, made
 
-    def _smallest(self, number: int) -> int:
-        holding = [place for place in range(len(self.graphs)) if self._holds(place, number)]
-        if not holding:
-            raise UsageError(
-                f"Sample {number + 1} is longer than the largest graph", hint="Convert with larger --buckets."
-            )
-        return holding[0]
-
-    def _holds(self, place: int, number: int) -> bool:
-        sample = self.truths[number].sample
-        wanted = {item.name: item.spec.shape for item in self.graphs[place].spec.inputs if item.role == "input"}
-        return all(
-            all(own <= size for own, size in zip(sample[name].shape[1:], shape[1:], strict=True))
-            for name, shape in wanted.items()
-        )
+    def smallest(self, number: int) -> int:
+        """The first graph that holds the sample."""
+        return min(place for sample, place in self.truths if sample == number)
 
     def _sample(self, number: int, place: int, tier: Tier) -> tuple[dict[str, Any], bool]:
-        graph, truth = self.graphs[place], self.truths[number]
+        graph, truth = self.graphs[place], self.truths[number, place]
         kernels = {
             name: self.work.registry[name].kernel.sha256
             for name in {match.recipe for match in self.plan.matches.matches if match.recipe is not None}
@@ -201,7 +222,7 @@ class ForwardProof:
             {} if tier == "xla-cpu" else kernels,
             self.work.options.target,
             self.work.checkpoint.revision,
-            {name: hashlib.sha256(item.numpy().tobytes()).hexdigest() for name, item in truth.sample.items()},
+            fingerprints(truth.inputs),
             self.dtype_name,
             oracle_name(),
             code_digest("lower/execution", "parity", "port", "pipeline/forward_proof")
@@ -213,7 +234,7 @@ class ForwardProof:
             started = time.monotonic()
             steps: Sequence[Step] = self.xla_steps if tier == "xla-cpu" else self.simulator_steps
             try:
-                cases = self._compare(steps[place], number, tier)
+                cases = self._compare(steps[place], number, place, tier)
             except SimulatorError as error:
                 raise refused(f"sample {number + 1}, {self.dtype_name}", error) from error
             write_json(
@@ -224,38 +245,39 @@ class ForwardProof:
         _, reused = self.work.store.build(stage, key, write)
         return self.work.store.read_json(stage, key, "cases.json"), reused
 
-    def _compare(self, step: Step, number: int, tier: Tier) -> list[CaseResult]:
-        truth = self.truths[number]
-        baseline = self.baselines[number] if self.baselines is not None else None
-        inputs = [
-            padded(truth.sample, item.name, item.spec.shape, getattr(torch, item.spec.dtype))
-            for item in step.spec.inputs
-            if item.role == "input"
-        ]
-        outputs, _ = step(inputs, ())
+    def _compare(self, step: Step, number: int, place: int, tier: Tier) -> list[CaseResult]:
+        truth = self.truths[number, place]
+        baseline = self.baselines[number, place] if self.baselines is not None else None
+        outputs, _ = step(_graph_inputs(step.spec, truth), ())
         judge = OutputJudge(tier, f"sample {number + 1}")
         cases = []
         for item, ours in zip(step.spec.outputs, outputs, strict=True):
             expected = truth.outputs[item.name]
-            own = ours[tuple(slice(0, size) for size in expected.shape)]
+            own = ours if ours.shape == expected.shape else ours[: expected.shape[0]]
             noise = [baseline.outputs[item.name]] if baseline is not None else None
             cases.append(judge(item.name, [own], [expected], noise))
         return [replace(case, detail="") if case.passed else case for case in cases]
 
 
-def golden_arrays(proof: ForwardProof) -> dict[str, dict[str, Any]]:
-    """The first sample's inputs as its graph takes them, and transformers' float32 answers of whole size."""
-    from neuron_port.execution import to_numpy
-
-    place = proof._smallest(0)
-    spec, truth = proof.graphs[place].spec, proof.truths[0]
-    arrays = {
-        item.name: to_numpy(padded(truth.sample, item.name, item.spec.shape, getattr(torch, item.spec.dtype)))
+def _graph_inputs(spec: GraphSpec, run: ForwardRun) -> list[torch.Tensor]:
+    """The run's inputs in the graph's order, dtypes and batch: every row of it carries the same."""
+    return [
+        run.inputs[item.name].to(getattr(torch, item.spec.dtype)).expand(item.spec.shape).contiguous()
         for item in spec.inputs
         if item.role == "input"
+    ]
+
+
+def golden_arrays(proof: ForwardProof) -> dict[str, dict[str, Any]]:
+    """The first sample's inputs as its graph takes them, and transformers' float32 answers."""
+    place = proof.smallest(0)
+    spec, truth = proof.graphs[place].spec, proof.truths[0, place]
+    names = [item.name for item in spec.inputs if item.role == "input"]
+    arrays = {
+        name: to_numpy(tensor) for name, tensor in zip(names, _graph_inputs(spec, truth), strict=True)
     }
     for item in spec.outputs:
         answer = truth.outputs[item.name]
-        if tuple(answer.shape[1:]) == tuple(item.spec.shape[1:]):  # not of a padded text, which has fewer tokens
+        if tuple(answer.shape[1:]) == tuple(item.spec.shape[1:]):
             arrays[item.name] = to_numpy(answer.expand(item.spec.shape).contiguous())
     return {spec.id: arrays}

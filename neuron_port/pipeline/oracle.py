@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuron_port.parity.model import OracleRun, run_oracle
+from neuron_port.pipeline.samples import Sample, fingerprints
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
 from neuron_port.store import write_json
 from neuron_port.types import digest
@@ -18,10 +19,10 @@ STAGE = "oracle"
 DECODE_STEPS = 16  # tokens appended to each prompt when outputs are compared; caches are kept after these
 
 
-def oracle_key(work: Workbench, prompt_ids: Sequence[int], dtype: torch.dtype) -> str:
+def oracle_key(work: Workbench, sample: Sample, dtype: torch.dtype) -> str:
     return digest(
         work.checkpoint.revision,
-        list(prompt_ids),
+        fingerprints(sample),
         work.options.new_tokens,
         str(dtype),
         DECODE_STEPS,
@@ -31,26 +32,26 @@ def oracle_key(work: Workbench, prompt_ids: Sequence[int], dtype: torch.dtype) -
 
 
 def oracle(
-    work: Workbench, prompt_ids: Sequence[int], dtype: torch.dtype, forced: Sequence[int] | None = None
+    work: Workbench, sample: Sample, dtype: torch.dtype, forced: Sequence[int] | None = None
 ) -> tuple[OracleRun, bool]:
     """The run in `dtype` (16 bit: along the float32 run's tokens, `forced`), and whether it was stored already."""
-    key = oracle_key(work, prompt_ids, dtype)
+    key = oracle_key(work, sample, dtype)
 
     def write(folder: Path) -> None:
-        run = run_oracle(work.model(dtype), prompt_ids, work.options.new_tokens, forced, DECODE_STEPS)
+        run = run_oracle(work.model(dtype), sample, work.options.new_tokens, forced, DECODE_STEPS)
         tensors = {"logits": run.logits}
         for name, caches in (("prompt", run.prompt_caches), ("final", run.final_caches)):
             for layer, (keys, values) in enumerate(caches):
                 tensors[f"{name}.{layer}.keys"] = keys.contiguous()
                 tensors[f"{name}.{layer}.values"] = values.contiguous()
         save_file(tensors, folder / "run.safetensors")
-        write_json(folder / "run.json", {"prompt_ids": list(prompt_ids), "tokens": list(run.tokens)})
+        write_json(folder / "run.json", {"tokens": list(run.tokens)})
 
     folder, reused = work.store.build(STAGE, key, write)
     tensors = load_file(folder / "run.safetensors")
     layers = sum(1 for name in tensors if name.startswith("prompt.")) // 2
     return OracleRun(
-        prompt_ids=tuple(prompt_ids),
+        sample=sample,
         tokens=tuple(work.store.read_json(STAGE, key, "run.json")["tokens"]),
         logits=tensors["logits"],
         prompt_caches=[(tensors[f"prompt.{n}.keys"], tensors[f"prompt.{n}.values"]) for n in range(layers)],
@@ -62,15 +63,15 @@ def all_oracles(
     work: Workbench, progress: Callable[[str, int, int], None]
 ) -> tuple[dict[torch.dtype, list[OracleRun]], bool]:
     """Every prompt in every proof dtype, and whether all were stored already."""
-    prompts = [work.prompt_ids(prompt, number) for number, prompt in enumerate(work.options.prompts)]
+    prompts = [work.sample(number) for number in range(len(work.options.prompts))]
     runs: dict[torch.dtype, list[OracleRun]] = {}
     all_reused = True
     for dtype in work.proof_dtypes:
         runs[dtype] = []
-        for number, ids in enumerate(prompts):
+        for number, sample in enumerate(prompts):
             progress(f"prompt {number + 1}, {dtype_name(dtype)}", number, len(prompts))
             forced = runs[torch.float32][number].tokens if dtype is not torch.float32 else None
-            run, reused = oracle(work, ids, dtype, forced)
+            run, reused = oracle(work, sample, dtype, forced)
             runs[dtype].append(run)
             all_reused &= reused
     return runs, all_reused

@@ -1,4 +1,4 @@
-"""Real inputs for the proofs: the prompts' texts where a model reads text, made pictures and sounds where it does not.
+"""Inputs for the proofs: the prompts' texts where a model reads text, made pictures and sounds where it does not.
 
 Without a tokenizer random tokens stand in for texts. Pictures are smooth coloured gradients, sounds are chords: nothing
 that a model was trained on, but shaped like what it was, and the same on every machine.
@@ -6,13 +6,15 @@ that a model was trained on, but shaped like what it was, and the same on every 
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from neuron_port.walk.families.encoder import example_inputs, wanted_inputs
+from neuron_port.walk.families.vision_language import picture_of, prompt_with_picture
 
 if TYPE_CHECKING:
     from neuron_port.pipeline.workbench import Workbench
@@ -25,6 +27,8 @@ def make_sample(work: Workbench, number: int) -> dict[str, torch.Tensor]:
     prompt = work.options.prompts[number]
     if work.family == "causal":
         return {"input_ids": torch.tensor([work.prompt_ids(prompt, number)])}
+    if work.family == "vision language":
+        return _prompt_with_picture(work, number)
     skeleton = work.skeleton(torch.float32)
     names = wanted_inputs(skeleton)
     made: dict[str, torch.Tensor] = {}
@@ -38,7 +42,11 @@ def make_sample(work: Workbench, number: int) -> dict[str, torch.Tensor]:
         made[name] = _picture(shapes[name].shape, number) if name == "pixel_values" else _sound(
             shapes[name].shape, number
         )
-    return {name: made[name] for name in names}
+    sample = {name: made[name] for name in names}
+    if work.family == "sequence to sequence":
+        start = work.config.decoder_start_token_id
+        sample["decoder_input_ids"] = torch.tensor([[0 if start is None else start]])
+    return sample
 
 
 def _text(work: Workbench, number: int) -> dict[str, torch.Tensor]:
@@ -50,16 +58,29 @@ def _text(work: Workbench, number: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _picture(shape: torch.Size, number: int) -> torch.Tensor:
-    """[1, channels, height, width]: a gradient with waves of its own in every channel, of about unit variance."""
-    _, channels, height, width = shape
+def _prompt_with_picture(work: Workbench, number: int) -> dict[str, torch.Tensor]:
+    """A picture and the prompt's text behind it, with what else the model and its graphs take beside them."""
+    skeleton = work.skeleton(torch.float32)
+    picture = picture_of(skeleton, min(work.options.buckets))
+    ids = work.prompt_ids(work.options.prompts[number], number)
+    sample = prompt_with_picture(skeleton, ids, picture)
+    sample["pixel_values"] = _picture(picture.shape, number)
+    return sample
+
+
+def _picture(shape: Sequence[int], number: int) -> torch.Tensor:
+    """[.., channels, height, width]: a gradient with waves of its own in every channel, of about unit variance.
+
+    Rows of patches, [patches, values], are filled alike: as one channel of such a picture.
+    """
+    channels, height, width = (1, *shape)[-3:]
     y = torch.linspace(-1, 1, height)[:, None]
     x = torch.linspace(-1, 1, width)[None, :]
     layers = [
         torch.sin((3 + channel + number) * x + 2 * y) + (x if (channel + number) % 2 else y)
         for channel in range(channels)
     ]
-    return torch.stack(layers)[None]
+    return torch.stack(layers).reshape(shape)
 
 
 def _sound(shape: torch.Size, number: int) -> torch.Tensor:
@@ -71,9 +92,6 @@ def _sound(shape: torch.Size, number: int) -> torch.Tensor:
     return (torch.stack(sounds) * (1 - 0.5 * time)).reshape(shape)
 
 
-def padded(sample: Sample, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """One input of a sample as a graph takes it: zeros beyond its own length, the same row `shape[0]` times."""
-    own = sample[name]
-    full = torch.zeros((1, *shape[1:]), dtype=dtype)
-    full[tuple(slice(0, size) for size in own.shape)] = own.to(dtype)
-    return full.expand(shape).contiguous()
+def fingerprints(sample: Sample) -> dict[str, str]:
+    """Digests of a sample's tensors, for the keys of what was made from them."""
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in sample.items()}

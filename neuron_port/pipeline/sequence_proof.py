@@ -23,6 +23,7 @@ from neuron_port.parity.model import OracleRun, check_greedy, check_outputs, poo
 from neuron_port.pipeline.lowering import LoweredGraph, export_one
 from neuron_port.pipeline.oracle import DECODE_STEPS
 from neuron_port.pipeline.planning import Plan
+from neuron_port.pipeline.samples import fingerprints
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
 from neuron_port.port.generate import Session, Step
 from neuron_port.port.run import GraphRunner, WeightBank
@@ -139,7 +140,7 @@ class SequenceProof:
     def _assignments(self) -> list[tuple[int, GraphSpec]]:
         """Each prompt with the smallest bucket that holds it; buckets that none needs get the first prompt too."""
         buckets = [graph.spec for graph in self.graphs[:-1]]
-        lengths = [len(truth.prompt_ids) for truth in self.truths]
+        lengths = [truth.length for truth in self.truths]
         if buckets[0].fills_bucket:  # a prompt's first tokens fill a bucket, the others follow one by one
             fitting = [[item for item in buckets if item.sequence_length <= length] for length in lengths]
             chosen = [items[-1] if items else buckets[0] for items in fitting]
@@ -245,7 +246,7 @@ class SequenceProof:
     def _prompt_key(self, truth: OracleRun) -> tuple[object, ...]:
         return (
             self.work.checkpoint.revision,
-            list(truth.prompt_ids),
+            fingerprints(truth.sample),
             list(truth.tokens),
             self.dtype_name,
             oracle_name(),

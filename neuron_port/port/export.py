@@ -7,6 +7,7 @@ inputs, read from the checkpoint when the graph runs.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,11 @@ class _Substitution:
         recipe: Recipe = self.registry[match.recipe].recipe
         weights = {}
         if call.module is not None:
-            weights = {role: _attribute(call.module, source.name) for role, source in match.weights.items()}
+            place = call.tensors[0].device  # computed buffers have values; the skeleton's parameters have none
+            weights = {
+                role: _attribute(call.module, source.name).to(place)
+                for role, source in match.weights.items()
+            }
         return recipe.forward(operator(recipe.name), weights, match.attributes, *call.args, **call.kwargs)
 
 
@@ -142,6 +147,7 @@ class _Names:
         stored: Collection[str],
         canonical: Callable[[str], str],
     ) -> None:
+        self.exported = exported
         self.signature = exported.graph_signature
         self.program = program
         self.sources = sources
@@ -184,7 +190,13 @@ class _Names:
             if name in self.stored:
                 yield item, self.canonical(name)
             elif spec_of(self.values[item.arg.name]).size_bytes > LITERAL_LIMIT_BYTES:
-                yield item, f"derived:{name}"
+                yield item, f"derived:{name if item.kind is InputKind.BUFFER else self._by_content(name, item)}"
+
+    def _by_content(self, name: str, item: InputSpec) -> str:
+        """A name for a constant that torch numbered: graphs number their own, and a bundle holds those of all graphs."""
+        value = buffer_value(self.exported, item).contiguous()
+        found = hashlib.sha256(value.view(torch.uint8).numpy().tobytes() if value.ndim else b"").hexdigest()
+        return f"{name.rpartition('.')[0]}.constant_{found[:12]}"
 
     def outputs(self) -> tuple[GraphOutput, ...]:
         records = []

@@ -24,27 +24,37 @@ class Step(Protocol):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]: ...
 
 
+Sample = Mapping[str, torch.Tensor]  # a prompt as the model takes it: inputs by name, one row each
+
+
 class Session:
-    """One sequence: `start` runs the prompt, `advance` appends a token; both return the next token's logits [V]."""
+    """One sequence: `start` runs the prompt, `advance` appends a token; both return the next token's logits [V].
+
+    What a graph is given is decided by the names of its inputs, so that text, speech and pictures go the same way.
+    """
 
     def __init__(self, prefills: Mapping[int, Step], decode: Step) -> None:
         self._prefills = dict(sorted(prefills.items()))
         self._decode = decode
         self._caches: list[torch.Tensor] = []
+        self._sample: Sample = {}
         self.length = 0
 
-    def start(self, prompt_ids: Sequence[int]) -> torch.Tensor:
+    def start(self, sample: Sample) -> torch.Tensor:
         """Run the prompt through the smallest bucket that holds it.
 
         Of a model whose prompts must fill their bucket: through the largest that they fill, then token by token.
+        Of an encoder-decoder model the decoder's first token, `decoder_input_ids`, is part of the prompt.
         """
-        count = len(prompt_ids)
+        self._sample = sample
+        count = next(iter(sample.values())).shape[-1]
         sizes = list(self._prefills)
         if self._prefills[sizes[0]].spec.fills_bucket:
             filled = [size for size in sizes if size <= count]
             head = filled[-1] if filled else 0
-            logits = self._prefill(prompt_ids[:head], head) if head else self._begin_empty()
-            for token in prompt_ids[head:]:
+            ids = sample["input_ids"]
+            logits = self._prefill({"input_ids": ids[:, :head]}, head, head) if head else self._begin_empty()
+            for token in ids[0, head:].tolist():
                 logits = self.advance(token)
             return logits
         bucket = next((size for size in sizes if size >= count), None)
@@ -53,16 +63,13 @@ class Session:
                 f"The prompt has {count} tokens, the largest bucket holds {max(self._prefills)}",
                 hint="Convert with a larger --buckets.",
             )
-        return self._prefill(prompt_ids, bucket)
+        return self._prefill(sample, bucket, 1 if "decoder_input_ids" in sample else count)
 
-    def _prefill(self, prompt_ids: Sequence[int], bucket: int) -> torch.Tensor:
-        step = self._prefills[bucket]
-        batch, count = step.spec.batch, len(prompt_ids)
-        ids = torch.zeros((batch, bucket), dtype=torch.int32)
-        ids[:, :count] = torch.tensor(prompt_ids, dtype=torch.int32)
-        positions = torch.full((batch,), count - 1, dtype=torch.int32)
-        (logits,), self._caches = step((ids, positions), _empty_states(step.spec))
-        self.length = count
+    def _prefill(self, sample: Sample, bucket: int, length: int) -> torch.Tensor:
+        spec = self._prefills[bucket].spec
+        self.length = length
+        given = sample | {"positions": torch.full((1,), length - 1)}
+        (logits,), self._caches = self._prefills[bucket](_inputs(spec, given), _empty_states(spec))
         return logits[0]
 
     def _begin_empty(self) -> torch.Tensor:
@@ -73,15 +80,18 @@ class Session:
 
     def advance(self, token: int) -> torch.Tensor:
         """Append `token` and return the logits of what follows it."""
-        if self.length >= self._decode.spec.cache_length:
+        spec = self._decode.spec
+        if self.length >= spec.cache_length:
             raise UsageError(
                 f"The sequence fills all {self.length} cache slots",
                 hint="Convert with a larger --cache-length.",
             )
-        batch = self._decode.spec.batch
-        ids = torch.full((batch, 1), token, dtype=torch.int32)
-        positions = torch.full((batch,), self.length, dtype=torch.int32)
-        (logits,), self._caches = self._decode((ids, positions), self._caches)
+        ids, here = torch.full((1, 1), token), torch.full((1,), self.length)
+        given = self._sample | {"input_ids": ids, "decoder_input_ids": ids, "positions": here}
+        if "position_ids" in self._sample:  # places on several axes: a text goes on by one on each
+            last = self._sample["position_ids"].max() + 1 + self.length - self._sample["input_ids"].shape[-1]
+            given["position_ids"] = last.expand(self._sample["position_ids"].shape[:-1])[..., None]
+        (logits,), self._caches = self._decode(_inputs(spec, given), self._caches)
         self.length += 1
         return logits[0]
 
@@ -105,3 +115,23 @@ def _empty_states(spec: GraphSpec) -> list[torch.Tensor]:
         for item in spec.inputs
         if item.role == "state"
     ]
+
+
+def _inputs(spec: GraphSpec, sample: Sample) -> list[torch.Tensor]:
+    """The graph's inputs in its order: zeros beyond the sample's own sizes, the same row in the whole batch."""
+    return [
+        padded(sample[item.name], item.spec.shape, getattr(torch, item.spec.dtype), spec.batch)
+        for item in spec.inputs
+        if item.role == "input"
+    ]
+
+
+def padded(own: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, batch: int) -> torch.Tensor:
+    """`own` as a graph takes it: cast, zeros beyond its own sizes, repeated along the axis on which the graph counts rows.
+
+    That is the first axis of `batch` times its own size (one row; of a picture in patches: all its patches).
+    """
+    rows = next((axis for axis, size in enumerate(shape) if size == batch * own.shape[axis]), None)
+    full = torch.zeros([own.shape[axis] if axis == rows else size for axis, size in enumerate(shape)], dtype=dtype)
+    full[tuple(slice(0, size) for size in own.shape)] = own.to(dtype)
+    return full.repeat([batch if axis == rows else 1 for axis in range(len(shape))])

@@ -410,5 +410,12 @@ def plain_attributes(module: torch.nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if not name.startswith("_") and name not in ignored and isinstance(value, (bool, int, float, str))
+        if not name.startswith("_") and name not in ignored and _is_plain(value)
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Numbers and words, and rows of them: two convolutions may differ in nothing but their padding and dilation."""
+    if isinstance(value, tuple):
+        return all(isinstance(item, (bool, int, float, str)) for item in value)
+    return isinstance(value, (bool, int, float, str))

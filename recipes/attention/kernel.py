@@ -22,9 +22,11 @@ import nki.language as nl
 MASKED = -3e38
 # Keys whose scores are in PSUM at once for the maximum: two banks. Also two banks of transposed scores.
 KEY_BLOCK = 512
-BANKS_PER_STEP = 1
+BANKS_PER_STEP = 2
+# Half of TensorE's rows: products of few rows run beside each other in halves.
+ROW_TILE = 64
 # Steps between two changes of ScalarE's table, where a soft cap needs tanh and exp in turn (1.3 us each).
-STEPS_PER_SPAN_CAPPED = 12
+STEPS_PER_SPAN_CAPPED = 6
 # Largest soft cap: capped scores meet exp without their maximum, and exp(60) still sums far below float32's range.
 MAX_SOFTCAP = 60.0
 # Bytes per partition: keys and values of the resident heads, of which two sets fit; of one head that takes more, with
@@ -315,30 +317,34 @@ def finish_maximum(task, wave):
 
 
 def negated_row(maximum, identity):
-    """Returns -maximum [rows, wave] @ SBUF as two rows [2, wave x rows] @ SBUF whose sum it is, in identity's dtype.
+    """Returns -maximum [rows, wave] @ SBUF as rows 0 and 1, and once more as ROW_TILE and ROW_TILE + 1.
 
-    Two, because one bfloat16 number would be off by up to 1/256 of the maximum.
+    Two rows whose sum it is, because one bfloat16 number would be off by up to 1/256 of the maximum; [.., wave, rows] @
+    SBUF, in identity's dtype.
     """
     rows, blocks = maximum.shape
-    halves = nl.ndarray((rows, blocks, 2), dtype=identity.dtype, buffer=nl.sbuf)
-    nisa.tensor_scalar(dst=halves[:, :, 0], data=maximum, op0=nl.multiply, operand0=-1.0)
+    used = ROW_TILE + 2
+    columns = nl.ndarray((rows, blocks, 2, ROW_TILE), dtype=identity.dtype, buffer=nl.sbuf)
+    nisa.memset(columns, value=0.0, engine=nisa.engine.gpsimd)
+    spread = maximum.expand_dim(2).broadcast(2, 2)
+    nisa.tensor_scalar(dst=columns[:, :, :, 0], data=spread, op0=nl.multiply, operand0=-1.0)
     nisa.scalar_tensor_tensor(
-        dst=halves[:, :, 1],
-        data=maximum,
+        dst=columns[:, :, :, 1],
+        data=spread,
         op0=nl.multiply,
         operand0=-1.0,
         op1=nl.subtract,
-        operand1=halves[:, :, 0],
+        operand1=columns[:, :, :, 0],
     )
-    row_psum = nl.ndarray((2, blocks, rows), dtype=nl.float32, buffer=nl.psum)
+    row_psum = nl.ndarray((used, blocks, rows), dtype=nl.float32, buffer=nl.psum)
     for block in range(blocks):
         nisa.nc_matmul(
             dst=row_psum[:, block, :],
-            stationary=halves[:, block, :],
+            stationary=columns[:, block].flatten_dims(1, 2)[:, 0:used],
             moving=identity[0:rows, 0:rows],
             accumulate=False,
         )
-    row = nl.ndarray((2, blocks, rows), dtype=identity.dtype, buffer=nl.sbuf)
+    row = nl.ndarray((used, blocks, rows), dtype=identity.dtype, buffer=nl.sbuf)
     nisa.tensor_copy(dst=row, src=row_psum)
     return row
 
@@ -366,18 +372,21 @@ def add_keys_by_queries(dst, task, wave, first_key):
         first = end
 
 
-def add_shift_and_biases(dst, task, wave, first_key, started):
-    """Accumulates -maximum and the biases on dst [keys, wave, rows] @ PSUM; the first overwrites unless `started`."""
+def add_shift_and_biases(dst, task, wave, first_key, turn, started):
+    """Accumulates -maximum and the biases on dst [keys, wave, rows] @ PSUM; the first overwrites unless `started`.
+
+    turn: 0 or 1 in turns: the two halves of TensorE's rows, which work beside each other on products of so few rows.
+    """
     keys, blocks, _ = dst.shape
+    own_rows = slice(turn * ROW_TILE, turn * ROW_TILE + 2)
     for row in wave["negated"]:
-        # Two rows of TensorE are enough: such products run beside each other where the array is cut in row tiles.
         nisa.nc_matmul(
             dst=dst,
-            stationary=task["ones"][:, 0:keys],
-            moving=row,
+            stationary=task["ones"][own_rows, 0:keys],
+            moving=row[own_rows],
             accumulate=started,
-            tile_position=(0, 0),
-            tile_size=(task["row_tile"], nl.tile_size.pmax),
+            tile_position=(turn * ROW_TILE, 0),
+            tile_size=(ROW_TILE, nl.tile_size.pmax),
         )
         started = True
     skipped = wave["first_chunk"] * nl.tile_size.pmax
@@ -408,43 +417,48 @@ def step_sizes(chunks, per_bank):
     return sizes
 
 
+def chunk_of(banks_psum, chunk, per_bank, blocks, rows):
+    """Returns one chunk's [keys, wave, rows] of a tile of whole banks [keys, banks, 512] @ PSUM."""
+    used = banks_psum[:, chunk // per_bank, 0 : per_bank * blocks * rows]
+    return used.reshape_dim(1, (per_bank, blocks, rows))[:, chunk % per_bank]
+
+
 def transposed_scores(task, wave, first_chunk, chunks, keys):
-    """Returns what exp takes, [keys, banks, chunks of a bank, wave, rows], and its scale, for a few chunks of keys.
+    """Returns what exp takes, [keys, banks, chunks of a bank, columns], and its scale, for a few chunks of keys.
 
     In PSUM, but in SBUF where a soft cap applies: tanh is taken here.
     """
     _, _, blocks, rows = wave["queries"].shape
     pmax, bank = nl.tile_size.pmax, nl.tile_size.psum_bank_fmax
-    per_bank = min(bank // (blocks * rows), chunks)
+    columns = blocks * rows
+    per_bank = min(bank // columns, chunks)
     banks = chunks // per_bank
-    capped, shifted = task["softcap"] > 0.0, len(wave["negated"]) > 0
-    used = per_bank * blocks * rows
     scores = nl.ndarray((keys, banks, bank), dtype=nl.float32, buffer=nl.psum)
-    view = scores[:, :, 0:used].reshape_dim(2, (per_bank, blocks * rows))
+    view = scores[:, :, 0 : per_bank * columns].reshape_dim(2, (per_bank, columns))
     for chunk in range(chunks):
-        part = scores[:, chunk // per_bank, 0:used].reshape_dim(1, (per_bank, blocks, rows))
-        part = part[:, chunk % per_bank]
+        part = chunk_of(scores, chunk, per_bank, blocks, rows)
         add_keys_by_queries(part, task, wave, (first_chunk + chunk) * pmax)
-        if not capped:
-            add_shift_and_biases(part, task, wave, (first_chunk + chunk) * pmax, True)
-    if not capped:
+    if task["softcap"] == 0.0:
+        for chunk in range(chunks):
+            part = chunk_of(scores, chunk, per_bank, blocks, rows)
+            add_shift_and_biases(part, task, wave, (first_chunk + chunk) * pmax, chunk % 2, True)
         return view, task["scale"]
 
-    result = nl.ndarray((keys, banks, per_bank, blocks * rows), dtype=nl.float32, buffer=nl.sbuf)
+    result = nl.ndarray((keys, banks, per_bank, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.activation(dst=result, op=nl.tanh, data=view, scale=task["scale"] / task["softcap"])
-    if not shifted:
+    if len(wave["negated"]) == 0:
         return result, task["softcap"]
     shift = nl.ndarray((keys, banks, bank), dtype=nl.float32, buffer=nl.psum)
     for chunk in range(chunks):
-        part = shift[:, chunk // per_bank, 0:used].reshape_dim(1, (per_bank, blocks, rows))
-        add_shift_and_biases(part[:, chunk % per_bank], task, wave, (first_chunk + chunk) * pmax, False)
+        part = chunk_of(shift, chunk, per_bank, blocks, rows)
+        add_shift_and_biases(part, task, wave, (first_chunk + chunk) * pmax, chunk % 2, False)
     nisa.scalar_tensor_tensor(
         dst=result,
         data=result,
         op0=nl.multiply,
         operand0=task["softcap"],
         op1=nl.add,
-        operand1=shift[:, :, 0:used].reshape_dim(2, (per_bank, blocks * rows)),
+        operand1=shift[:, :, 0 : per_bank * columns].reshape_dim(2, (per_bank, columns)),
     )
     return result, 1.0
 
@@ -638,7 +652,7 @@ def attention(
     pieces = []
     for first in range(0, head_dim, pmax):
         pieces.append((first // pmax, min(pmax, head_dim - first)))
-    ones = nl.ndarray((2, pmax), dtype=q.dtype, buffer=nl.sbuf)
+    ones = nl.ndarray((ROW_TILE + 2, pmax), dtype=q.dtype, buffer=nl.sbuf)
     nisa.memset(ones, value=1.0)
     # With biases the scores leave TensorE scaled, because the queries are: biases add to scaled scores.
     prescaled = len(biases) > 0 and cap == 0.0
@@ -652,7 +666,6 @@ def attention(
         "masks": [],
         "ones": ones,
         "identity": nl.shared_identity_matrix(n=pmax, dtype=q.dtype),
-        "row_tile": 64 if nisa.get_nc_version() == nisa.nc_version.gen2 else 32,
     }
     out = nl.ndarray((batch, tokens, query_heads, value_dim), dtype=q.dtype, buffer=nl.shared_hbm)
     group = query_heads // kv_heads

@@ -93,6 +93,7 @@ def attention_kernel(
         product = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         accumulator = accumulator * shrink[:, None] + product
         maximum = new_maximum
+    total = tl.where(total == 0.0, 1.0, total)  # of queries beyond the last, which see nothing
     out_inside = (query[:, None] < queries) & (value_column[None, :] < value_dim)
     out_offsets = q_rows * value_dim + value_column[None, :]
     tl.store(out_pointer + out_offsets, accumulator / total[:, None], mask=out_inside)

@@ -12,7 +12,7 @@ STEP_BYTES = 16 * 1024  # of x per partition and DMA
 
 
 @nki.jit
-def batch_norm(x, mean, variance, gamma, beta, eps):
+def batch_norm(x, mean, variance, gamma=None, beta=None, eps=1e-5):
     """Scale and shift each channel: (x - mean) / sqrt(variance + eps) * gamma + beta, folded into x * scale + shift.
 
     Args:
@@ -42,9 +42,7 @@ def batch_norm(x, mean, variance, gamma, beta, eps):
             last = min(first + step, width)
             tile = nl.ndarray((count, last - first), dtype=x.dtype, buffer=nl.sbuf)
             nisa.dma_copy(dst=tile, src=x_rows[start : start + count, first:last])
-            nisa.activation(
-                dst=tile, op=nl.copy, data=tile, scale=scale[0:count, :], bias=shift[0:count, :]
-            )
+            nisa.activation(dst=tile, op=nl.copy, data=tile, scale=scale[0:count, :], bias=shift[0:count, :])
             nisa.dma_copy(dst=out_rows[start : start + count, first:last], src=tile)
     return out
 
@@ -90,8 +88,6 @@ def load_parameter(parameter, start, rows, channel_layout):
     while done < rows:
         channel = (start + done) // parts % channels
         count = min((rows - done) // parts, channels - channel)
-        nisa.dma_copy(
-            dst=tile[done : done + count * parts, :], src=by_part[channel : channel + count, :]
-        )
+        nisa.dma_copy(dst=tile[done : done + count * parts, :], src=by_part[channel : channel + count, :])
         done += count * parts
     return tile

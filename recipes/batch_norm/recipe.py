@@ -42,7 +42,9 @@ def forward(operator: Any, weights: Mapping[str, Any], attributes: Mapping[str, 
     """Normalise [N, C, ...] through the operator on [N, C, S]."""
     rows = x.reshape(x.shape[0], x.shape[1], -1).contiguous()
     statistics = (weights["mean"], weights["variance"])
-    return operator(rows, *statistics, weights.get("gamma"), weights.get("beta"), **attributes).reshape(x.shape)
+    return operator(rows, *statistics, weights.get("gamma"), weights.get("beta"), **attributes).reshape(
+        x.shape
+    )
 
 
 def inputs(sizes: Mapping[str, int], draw: Any) -> tuple[Any, ...]:
@@ -91,6 +93,6 @@ RECIPE = Recipe(
         _case("odd number of pixels", "tail", 1, 16, 77),
         _case("tiny values", "stress", 1, 64, 49, scale=1e-3),
         _case("large values", "stress", 1, 64, 49, scale=30.0),
-        _case("several steps", "large", 1, 128, 9000),
+        _case("several steps", "large", 1, 8, 9001),
     ),
 )

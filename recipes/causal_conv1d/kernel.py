@@ -44,7 +44,9 @@ def causal_conv1d(x, weight, bias=None, silu=False):
             for start in range(0, length, BAND):
                 stop = min(start + BAND, length)
                 x_sbuf = load_band(x[sequence:beyond, first:last, :], start, stop, taps)
-                convolve_band(out[sequence:beyond, first:last, start:stop], x_sbuf, diagonals, bias_sbuf, silu)
+                convolve_band(
+                    out[sequence:beyond, first:last, start:stop], x_sbuf, diagonals, bias_sbuf, silu
+                )
     return out
 
 
@@ -88,7 +90,7 @@ def load_bias(bias, first, last):
 
 def load_band(x, start, stop, taps):
     """Return [C, B, K - 1 + elements] @ SBUF: elements start to stop and the K - 1 before them, or zeros."""
-    sequences, channels, length = x.shape
+    sequences, channels = x.shape[0:2]
     history = taps - 1
     tile = nl.ndarray((channels, sequences, history + stop - start), dtype=x.dtype, buffer=nl.sbuf)
     missing = max(0, history - start)

@@ -25,14 +25,14 @@ def arguments(
 
 def bind(call: Any) -> Binding | None:
     """Accept x [B, C, S], weight [C, K] and perhaps bias [C]; nothing else that is a tensor."""
-    if not call.args or len(call.inputs) not in (2, 3):
+    if not 1 <= len(call.args) <= 4 or len(call.inputs) not in (2, 3) or "hidden_states" in call.kwargs:
         return None
     x, weight = call.inputs[:2]
     if len(x.shape) != 3 or len(weight.shape) != 2 or weight.shape[0] != x.shape[1]:
         return None
-    if weight.shape[1] > MOST_TAPS or len(call.inputs) == 3 and call.inputs[2].shape != x.shape[1:2]:
+    if weight.shape[1] > MOST_TAPS or len({spec.dtype for spec in call.inputs}) > 1:
         return None
-    if len(call.args) > 4 or set(call.kwargs) & {"hidden_states", "conv_state"}:
+    if len(call.inputs) == 3 and call.inputs[2].shape != x.shape[1:2]:
         return None
     activation = arguments(*call.args, **call.kwargs)[3]
     if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
@@ -49,7 +49,7 @@ def forward(operator: Any, weights: Any, attributes: Any, *args: Any, **kwargs: 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:
     """x [B, C, S], weight [C, K] and, if sizes say so, bias [C]."""
     x = draw.normal((sizes["B"], sizes["C"], sizes["S"]))
-    weight = draw.weight((sizes["K"], sizes["C"])).T
+    weight = draw.weight((sizes["K"], sizes["C"])).T.copy()
     return (x, weight, draw.normal((sizes["C"],))) if sizes.get("bias") else (x, weight)
 
 
@@ -90,6 +90,6 @@ RECIPE = Recipe(
         _case("one of each", "tail", 1, 1, 1, 1, silu=False),
         _case("small values", "stress", 1, 64, 50, 4, scale=1e-3),
         _case("large values", "stress", 1, 64, 50, 4, scale=30.0),
-        _case("several bands", "large", 1, 130, 4500, 4),
+        _case("several bands", "large", 1, 130, 2100, 4),
     ),
 )

@@ -11,7 +11,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 P = 128
-BLOCK_BYTES = 16 * 1024  # of the state per partition, in float32
+BLOCK_BYTES = 8 * 1024  # of the state per partition, in float32
 
 
 @nki.jit
@@ -29,9 +29,13 @@ def causal_conv1d_update(x, state, weight, bias=None, silu=False):
     """
     sequences, channels, length = state.shape
     taps = weight.shape[1]
-    assert x.shape == (sequences, channels, 1), "causal_conv1d_update: x must be [B, C, 1] for state [B, C, L]"
-    assert weight.shape[0] == channels and length >= taps - 1, "causal_conv1d_update: weight [C, K], K <= L + 1"
-    assert x.dtype == state.dtype and weight.dtype == state.dtype, "causal_conv1d_update: one dtype for all"
+    assert x.shape == (sequences, channels, 1), (
+        "causal_conv1d_update: x must be [B, C, 1] for state [B, C, L]"
+    )
+    assert weight.shape[0] == channels, "causal_conv1d_update: weight must be [C, K] for state [B, C, L]"
+    assert length >= taps - 1, "causal_conv1d_update: a state holds at least K - 1 elements"
+    assert x.dtype == state.dtype, "causal_conv1d_update: the state must have the dtype of x"
+    assert weight.dtype == x.dtype, "causal_conv1d_update: weight must have the dtype of x"
     out = nl.ndarray((sequences, channels, 1), dtype=x.dtype, buffer=nl.shared_hbm)
     new_state = nl.ndarray((sequences, channels, length), dtype=x.dtype, buffer=nl.shared_hbm)
     whole = channels - channels % P
@@ -88,7 +92,9 @@ def step_sequences(results, x_hbm, state_hbm, weight_PJK, bias_PJ, silu):
     new_state = nl.ndarray((partitions, sequences, run, length), dtype=x_hbm.dtype, buffer=nl.sbuf)
     if length > 1:
         nisa.tensor_copy(
-            dst=new_state[:, :, :, 0 : length - 1], src=state_PBJL[:, :, :, 1:length], engine=nisa.engine.gpsimd
+            dst=new_state[:, :, :, 0 : length - 1],
+            src=state_PBJL[:, :, :, 1:length],
+            engine=nisa.engine.gpsimd,
         )
     nisa.tensor_copy(dst=new_state[:, :, :, length - 1], src=x_PBJ, engine=nisa.engine.gpsimd)
     nisa.dma_copy(dst=spread(results[1], partitions), src=new_state)

@@ -21,13 +21,15 @@ def _step(
     inside = row < rows
     channel = row % channels
     newest = tl.load(x + row, inside, other=0.0)
-    total = newest.to(tl.float32) * tl.load(weight + channel * TAPS + TAPS - 1, inside, other=0.0).to(tl.float32)
+    total = newest.to(tl.float32) * tl.load(weight + channel * TAPS + TAPS - 1, inside, other=0.0).to(
+        tl.float32
+    )
     for place in range(length):
         value = tl.load(state + row * length + place, inside, other=0.0)
-        tap = place - length + TAPS - 1
+        tap = place - length + TAPS - 1 + tl.zeros_like(row)
         tap_weight = tl.load(weight + channel * TAPS + tap, inside & (tap >= 0), other=0.0)
         total += value.to(tl.float32) * tap_weight.to(tl.float32)
-        tl.store(new_state + row * length + place - 1, value, inside & (place > 0))
+        tl.store(new_state + row * length + place - 1, value, inside & (place + tl.zeros_like(row) > 0))
     tl.store(new_state + row * length + length - 1, newest, inside)
     if HAS_BIAS:
         total += tl.load(bias + channel, inside, other=0.0).to(tl.float32)

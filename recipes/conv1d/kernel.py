@@ -80,7 +80,7 @@ def passes_of(weight, groups, copies):
 
 def convolve(out, x, weights, biases, along):
     """One group, or some of its output channels: bands of the sequence stream past the weights."""
-    sequences, features, outputs = out.shape
+    sequences, outputs = out.shape[0], out.shape[2]
     chunks = (x.shape[1] + P - 1) // P
     tile = min(outputs, BANK)
     together = max(1, min(sequences, BANK // outputs))  # sequences whose elements share one product
@@ -96,7 +96,7 @@ def convolve(out, x, weights, biases, along):
 
 def extent(outputs, along):
     """Return how many elements of a copy so many outputs reach."""
-    stride, padding, dilation, taps, copies = along
+    stride, dilation, taps, copies = along[0], along[2], along[3], along[4]
     return (outputs - 1) * stride + 1 + (taps - 1) // copies * copies * dilation
 
 
@@ -130,9 +130,9 @@ def load_bias(bias, from_feature, to_feature):
 
 
 def load_band(x, first_output, end_output, along):
-    """Return tiles [copies * C, B, elements] of the padded sequence, as far as these outputs reach, one for each P channels."""
+    """Return tiles [copies * C, B, elements], one for each P channels: the padded sequence as far as outputs reach."""
     sequences, channels, length = x.shape
-    stride, padding, dilation, taps, copies = along
+    stride, padding, dilation, copies = along[0], along[1], along[2], along[4]
     wide = extent(end_output - first_output, along)
     tiles = []
     for first in range(0, channels, P):
@@ -180,8 +180,8 @@ def convolve_band(out, parts, weights, biases, along):
 
 def accumulate(sums, parts, weights, first_feature, first_output, along):
     """Sum the products of all taps into sums [O, B, N]."""
-    stride, padding, dilation, taps, copies = along
-    features, sequences, outputs = sums.shape
+    stride, dilation, taps, copies = along[0], along[2], along[3], along[4]
+    features, outputs = sums.shape[0], sums.shape[2]
     begun = False
     for step in range((taps + copies - 1) // copies):
         share = min(copies, taps - step * copies)  # the last step may have fewer taps

@@ -40,7 +40,9 @@ def _convolve(
             )
             total_ON = tl.dot(weight_OC, x_CN, total_ON, input_precision="ieee")
     if HAS_BIAS:
-        total_ON += tl.load(bias + group * group_features + o, o < group_features, other=0.0).to(tl.float32)[:, None]
+        total_ON += tl.load(bias + group * group_features + o, o < group_features, other=0.0).to(tl.float32)[
+            :, None
+        ]
     row_O = sequence * features + group * group_features + o
     inside = (o[:, None] < group_features) & (n[None, :] < outputs)
     tl.store(out + row_O[:, None] * outputs + n[None, :], total_ON.to(out.dtype.element_ty), inside)

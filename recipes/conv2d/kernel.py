@@ -48,14 +48,18 @@ def conv2d(
     """
     images, channels, height, width = x.shape
     group_channels, kernel_rows, kernel_columns, features = weight.shape
-    assert group_channels * groups == channels, "conv2d: weight must be [C / groups, R, S, O] for x [B, C, H, W]"
+    assert group_channels * groups == channels, (
+        "conv2d: weight must be [C / groups, R, S, O] for x [B, C, H, W]"
+    )
     assert weight.dtype == x.dtype, "conv2d: weight must have the dtype of x"
     rows = (height + 2 * padding_y - dilation_y * (kernel_rows - 1) - 1) // stride_y + 1
     columns = (width + 2 * padding_x - dilation_x * (kernel_columns - 1) - 1) // stride_x + 1
     out = nl.ndarray((images, features, rows, columns), dtype=x.dtype, buffer=nl.shared_hbm)
     copies_y, copies_x = copies_of(group_channels, kernel_rows, kernel_columns)
     padded = copies_x > 1 or not has_full_tap(columns, width, stride_x, padding_x, dilation_x, kernel_columns)
-    picks = 1  # rows of the image from one row in SBUF to the next: a tap with a copy of its own needs no others
+    picks = (
+        1  # rows of the image from one row in SBUF to the next: a tap with a copy of its own needs no others
+    )
     if padded and copies_y == kernel_rows:
         picks = stride_y
     # How taps and pixels meet along each axis: (stride, padding, dilation, taps, copies).
@@ -139,7 +143,7 @@ def convolve(out, x, weight, bias, axes):
 
 def extent(outputs, along):
     """Return how many pixels of a copy so many outputs reach along one axis."""
-    stride, padding, dilation, taps, copies = along
+    stride, dilation, taps, copies = along[0], along[2], along[3], along[4]
     return (outputs - 1) * stride + 1 + (taps - 1) // copies * copies * dilation
 
 
@@ -195,7 +199,9 @@ def load_weights(weight, axes):
             for copy_y in range(copies_y):
                 place = (copy_x * copies_y + copy_y) * span
                 taps = weight[first:last, copy_y:kernel_rows:copies_y, copy_x:kernel_columns:copies_x, :]
-                nisa.dma_copy(dst=tile[place : place + span, 0 : taps.shape[1], 0 : taps.shape[2], :], src=taps)
+                nisa.dma_copy(
+                    dst=tile[place : place + span, 0 : taps.shape[1], 0 : taps.shape[2], :], src=taps
+                )
         tiles.append(tile)
     return tiles
 
@@ -219,7 +225,7 @@ def load_band(x, rows, sides, axes):
     There are zeros above and below the image, and where `sides` reach beyond it.
     """
     images, channels, height, width = x.shape
-    along_y, along_x, padded, picks = axes
+    along_y, along_x, picks = axes[0], axes[1], axes[3]
     copies_y, copies_x = along_y[4], along_x[4]
     tall = (extent(rows[1] - rows[0], along_y) - 1) // picks + 1
     wide = sides[1] - sides[0]
@@ -258,7 +264,7 @@ def clear_margins(tile, pieces):
     """Write zeros where some copy has no pixels of the image: bands along the four sides."""
     tall, wide = tile.shape[2:]
     top, bottom, left, right = 0, tall, 0, wide
-    for place, y_range, x_range in pieces:
+    for _, y_range, x_range in pieces:
         top, bottom = max(top, y_range[0]), min(bottom, y_range[1])
         left, right = max(left, x_range[0]), min(right, x_range[1])
     if top >= bottom or left >= right:
@@ -296,9 +302,9 @@ def convolve_band(out, parts, weights, biases, windows, axes, tile_rows):
 
 def accumulate(sums, parts, weights, features, top, windows, axes):
     """Sum the products of all taps into sums [O, B, rows, columns]; `top` is their first row in the band."""
-    stride, padding, dilation, taps, copies = axes[0]
+    dilation, taps, copies = axes[0][2], axes[0][3], axes[0][4]
+    stride = axes[0][0] // axes[3]
     copies_x = axes[1][4]
-    stride = stride // axes[3]
     rows = sums.shape[2]
     begun = False
     for step_x, share_x, first, end, left, stride_x in windows:

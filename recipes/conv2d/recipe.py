@@ -16,6 +16,7 @@ from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 from neuron_port.types import WeightSource
 
 MOST_PRODUCTS = 16384  # of one output: weights of 128 output channels stay in SBUF
+ATTRIBUTES = ("stride_y", "stride_x", "padding_y", "padding_x", "dilation_y", "dilation_x", "groups")
 
 
 def bind(call: Any) -> Binding | None:
@@ -39,24 +40,27 @@ def bind(call: Any) -> Binding | None:
 
 def geometry(module: Any, weight: Any) -> dict[str, int] | None:
     """How the kernel meets the image, as the operator's attributes; None if another recipe, or none, serves it."""
-    stride, dilation = getattr(module, "stride", None), getattr(module, "dilation", None)
-    groups, padding = getattr(module, "groups", None), getattr(module, "padding", None)
     kernel = tuple(weight.shape[2:])
-    if weight.ndim != 4 or getattr(module, "kernel_size", None) != kernel or getattr(module, "transposed", True):
+    if (
+        weight.ndim != 4
+        or getattr(module, "kernel_size", None) != kernel
+        or getattr(module, "transposed", True)
+    ):
         return None
+    stride, padding, dilation, groups = module.stride, module.padding, module.dilation, module.groups
     if padding in ("same", "valid"):
         reach = [step * (taps - 1) for step, taps in zip(dilation, kernel, strict=True)]
         if padding == "same" and any(length % 2 for length in reach):
             return None  # one zero more on one side
         padding = tuple(length // 2 for length in reach) if padding == "same" else (0, 0)
-    if getattr(module, "padding_mode", "zeros") != "zeros" and padding != (0, 0):
+    if module.padding_mode != "zeros" and padding != (0, 0):
         return None
     patches = stride == kernel != (1, 1) and padding == (0, 0) and dilation == (1, 1) and groups == 1
     depthwise = groups == weight.shape[0] != 1
     if patches or depthwise or math.prod(weight.shape[1:]) > MOST_PRODUCTS:
         return None
     values = (*stride, *padding, *dilation, groups)
-    return dict(zip(RECIPE.attribute_arguments, values, strict=True))
+    return dict(zip(ATTRIBUTES, values, strict=True))
 
 
 def forward(operator: Any, weights: Any, attributes: Any, x: Any) -> Any:
@@ -106,18 +110,14 @@ def _case(
     sizes = dict(zip("BCHW", image, strict=True)) | dict(zip("RSO", kernel, strict=True))
     sizes |= {"K": sizes["C"] // groups * sizes["R"] * sizes["S"], "bias": bias, "groups": groups}
     values = (stride, stride, padding, padding, dilation, dilation, groups)
-    attributes = dict(zip(RECIPE_ATTRIBUTES, values, strict=True))
+    attributes = dict(zip(ATTRIBUTES, values, strict=True))
     return Case(name=name, kind=kind, sizes=sizes, attributes=attributes, scale=scale)
 
-
-RECIPE_ATTRIBUTES = (
-    "stride_y", "stride_x", "padding_y", "padding_x", "dilation_y", "dilation_x", "groups",
-)  # fmt: skip
 
 RECIPE = Recipe(
     name="conv2d",
     summary="Two-dimensional convolution with stride, padding, dilation and groups.",
-    schema=f"(Tensor x, Tensor weight, Tensor? bias, {', '.join(f'int {name}' for name in RECIPE_ATTRIBUTES)}) -> Tensor",
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, {', '.join(f'int {name}' for name in ATTRIBUTES)}) -> Tensor",
     operation="module",
     bind=bind,
     forward=forward,
@@ -135,12 +135,23 @@ RECIPE = Recipe(
         _case("three by three", "ordinary", 2, 64, 14, 14, kernel=(3, 3, 96), padding=1, bias=1),
         _case("one by one", "ordinary", 1, 160, 16, 16, kernel=(1, 1, 144), bias=1),
         _case("one by one, every other pixel", "ordinary", 3, 64, 14, 14, kernel=(1, 1, 128), stride=2),
-        _case("three by three, stride 2", "tail", 3, 130, 15, 13, kernel=(3, 3, 130), stride=2, padding=1, bias=1),
+        _case(
+            "three by three, stride 2",
+            "tail",
+            3,
+            130,
+            15,
+            13,
+            kernel=(3, 3, 130),
+            stride=2,
+            padding=1,
+            bias=1,
+        ),
         _case("dilated, few channels", "tail", 1, 5, 33, 29, kernel=(3, 5, 7), padding=4, dilation=2, bias=1),
         _case("groups of four", "tail", 1, 16, 9, 9, kernel=(3, 3, 24), padding=1, groups=4),
         _case("a wide row", "tail", 1, 2, 3, 530, kernel=(2, 3, 3), padding=1, bias=1),
         _case("small values", "stress", 1, 32, 12, 12, kernel=(3, 3, 32), padding=1, scale=1e-3),
         _case("large values", "stress", 1, 32, 12, 12, kernel=(3, 3, 32), padding=1, scale=30.0, bias=1),
-        _case("several bands", "large", 1, 96, 66, 66, kernel=(3, 3, 160), padding=1, bias=1),
+        _case("several bands", "large", 1, 140, 40, 60, kernel=(3, 3, 130), padding=1, bias=1),
     ),
 )

@@ -37,7 +37,9 @@ def depthwise_conv(
     kernel_rows, kernel_columns = weight.shape[1:]
     assert weight.shape[0] == channels, "depthwise_conv: weight must be [C, R, S] for x [B, C, H, W]"
     assert weight.dtype == x.dtype, "depthwise_conv: weight must have the dtype of x"
-    assert kernel_rows * kernel_columns <= 2 * P, "depthwise_conv: at most 256 taps, whose matrices stay in SBUF"
+    assert kernel_rows * kernel_columns <= 2 * P, (
+        "depthwise_conv: at most 256 taps, whose matrices stay in SBUF"
+    )
     rows = (height + 2 * padding_y - dilation_y * (kernel_rows - 1) - 1) // stride_y + 1
     columns = (width + 2 * padding_x - dilation_x * (kernel_columns - 1) - 1) // stride_x + 1
     out = nl.ndarray((images, channels, rows, columns), dtype=x.dtype, buffer=nl.shared_hbm)
@@ -50,7 +52,9 @@ def depthwise_conv(
         last = min(first + P, channels)
         diagonals = load_diagonals(weight[first:last, :, :], identity)
         bias_sbuf = load_bias(bias, first, last)
-        convolve(out[:, first:last, :, :], x[:, first:last, :, :], diagonals, bias_sbuf, (along_y, along_x, padded))
+        convolve(
+            out[:, first:last, :, :], x[:, first:last, :, :], diagonals, bias_sbuf, (along_y, along_x, padded)
+        )
     return out
 
 
@@ -110,8 +114,8 @@ def load_bias(bias, first, last):
 
 def convolve(out, x, diagonals, bias_sbuf, axes):
     """Up to P channels: bands of the image stream past their weights."""
-    images, channels, rows, columns = out.shape
-    along_y, along_x, padded = axes
+    images, rows, columns = out.shape[0], out.shape[2], out.shape[3]
+    along_y, along_x = axes[0], axes[1]
     tile_rows = min(rows, max(1, BANK // min(columns, BANK)))
     together = 1  # images whose pixels share one product
     if tile_rows == rows:
@@ -139,7 +143,7 @@ def convolve(out, x, diagonals, bias_sbuf, axes):
 
 def extent(outputs, along):
     """Return how many pixels so many outputs reach along one axis."""
-    stride, padding, dilation, taps = along
+    stride, dilation, taps = along[0], along[2], along[3]
     return (outputs - 1) * stride + 1 + (taps - 1) * dilation
 
 
@@ -191,7 +195,9 @@ def convolve_band(out, x_sbuf, diagonals, bias_sbuf, place, axes):
         windows = windows_of(band_left + left, band_left + right, first_pixel, width, axes)
         for top in range(0, rows, tile_rows):
             bottom = min(top + tile_rows, rows)
-            sums = nl.ndarray((channels, images, bottom - top, right - left), dtype=nl.float32, buffer=nl.psum)
+            sums = nl.ndarray(
+                (channels, images, bottom - top, right - left), dtype=nl.float32, buffer=nl.psum
+            )
             accumulate(sums, x_sbuf, diagonals, windows, top, axes)
             finished = out_sbuf[:, :, top:bottom, left:right]
             if turn % 2 == 0:
@@ -225,7 +231,7 @@ def windows_of(left, right, first_pixel, width, axes):
 
 def accumulate(sums, x_sbuf, diagonals, windows, top, axes):
     """Sum the products of all taps into sums [C, B, rows, columns]; `top` is their first row in the band."""
-    stride_y, padding, dilation, taps_y = axes[0]
+    stride_y, dilation, taps_y = axes[0][0], axes[0][2], axes[0][3]
     stride_x, taps_x = axes[1][0], axes[1][3]
     rows = sums.shape[2]
     begun = False

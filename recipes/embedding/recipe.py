@@ -27,27 +27,37 @@ def bind(call: Any) -> tuple[Binding, ...] | None:
         return None
     places = [place for place, spec in enumerate(call.inputs) if spec.dtype in INTEGERS]
     stored = dict(module.named_parameters())
-    if not places or list(stored) != ["weight"] or stored["weight"].ndim != 2:
+    offset = getattr(module, "offset", 0)
+    if not (places or offset) or list(stored) != ["weight"] or stored["weight"].ndim != 2:
         return None
     if getattr(module, "max_norm", None) is not None:  # rewrites its own table while it looks up
         return None
     scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0))
-    offset = getattr(module, "offset", 0)
-    return tuple(
-        Binding(
-            weights={"table": WeightSource(name="weight")},
-            attributes={"argument": place, "offset": int(offset), "scale": float(scale)},
-        )
-        for place in reversed(places)
-    )
+    table = {"table": WeightSource(name="weight")}
+    common = {"offset": int(offset), "scale": float(scale)}
+    looked_up = [Binding(weights=table, attributes={"argument": place} | common) for place in reversed(places)]
+    if offset:  # learned positions may be counted by the module itself
+        looked_up.append(Binding(weights=table, attributes={"argument": None} | common))
+    return tuple(looked_up)
 
 
 def forward(operator: Any, weights: Any, attributes: Any, *args: Any, **kwargs: Any) -> Any:
     """Look up ids [.., S] of any integer dtype through the operator on int32 [T]."""
     tensors = [item for item in (*args, *kwargs.values()) if hasattr(item, "dtype")]
-    ids, table = tensors[attributes["argument"]], weights["table"]
+    table, argument = weights["table"], attributes["argument"]
+    ids = counted(tensors, args) if argument is None else tensors[argument]
     rows = operator(ids.reshape(-1).int(), table, offset=attributes["offset"], scale=attributes["scale"])
     return rows.reshape(*ids.shape, table.shape[1])
+
+
+def counted(tensors: Any, args: Any) -> Any:
+    """The places [B, S] of the tokens of tensors[0] [B, S, ..], after the number that the second argument says."""
+    import torch  # listing recipes imports no torch
+
+    batch, length = tensors[0].shape[:2]
+    before = args[1] if len(args) > 1 and args[1] is not None else 0
+    places = torch.arange(length, device=tensors[0].device) + before
+    return places.expand(batch, -1)
 
 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ MAX_STATE_COLUMNS = 16384  # of the resident state: 64 KiB
 
 
 @nki.jit
-def gated_delta_rule(q, k, v, g, beta, initial, normalize):
+def gated_delta_rule(q, k, v, g, beta, initial=None, normalize=False):
     """S = exp(g) S; S = S + k (beta (v - k S)); out = D^-0.5 q S, token by token in each value head.
 
     Args:
@@ -43,7 +43,9 @@ def gated_delta_rule(q, k, v, g, beta, initial, normalize):
     assert heads % key_heads == 0, f"gated_delta_rule: {heads} value heads over {key_heads} key heads"
     assert depth <= pmax, f"gated_delta_rule: key dimension {depth}, at most {pmax}"
     assert width <= nl.tile_size.psum_bank_fmax, f"gated_delta_rule: value dimension {width}, at most 512"
-    assert key_heads * depth <= MAX_KEY_COLUMNS, f"gated_delta_rule: {key_heads} keys of {depth}, at most 4096"
+    assert key_heads * depth <= MAX_KEY_COLUMNS, (
+        f"gated_delta_rule: {key_heads} keys of {depth}, at most 4096"
+    )
     assert heads * width <= MAX_STATE_COLUMNS, f"gated_delta_rule: {heads} values of {width}, at most 16384"
     out = nl.ndarray(v.shape, dtype=q.dtype, buffer=nl.shared_hbm)
     last = nl.ndarray((batch, heads, depth, width), dtype=nl.float32, buffer=nl.shared_hbm)
@@ -181,7 +183,11 @@ def divide_by_norm(tile, constants):
     nisa.tensor_reduce(dst=inverse, op=nl.add, data=squares, axis=2)
     nisa.activation(dst=inverse, op=nl.rsqrt, data=inverse, bias=constants["epsilon"][0:tokens])
     nisa.tensor_tensor(
-        dst=squares, data1=tile, data2=inverse.expand_dim(2).broadcast(2, depth), op=nl.multiply, engine=second_engine()
+        dst=squares,
+        data1=tile,
+        data2=inverse.expand_dim(2).broadcast(2, depth),
+        op=nl.multiply,
+        engine=second_engine(),
     )
     return squares
 
@@ -228,7 +234,10 @@ def multiply_pairs(k_turned, q_turned, keys, decay):
     products = nl.ndarray(decay.shape, dtype=nl.float32, buffer=nl.psum)
     for h in range(len(keys)):
         nisa.nc_matmul(
-            dst=products[:, h, :], stationary=k_turned[:, keys[h], :], moving=q_turned[:, keys[h], :], accumulate=False
+            dst=products[:, h, :],
+            stationary=k_turned[:, keys[h], :],
+            moving=q_turned[:, keys[h], :],
+            accumulate=False,
         )
     weights = nl.ndarray(decay.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=weights, data1=products, data2=decay, op=nl.multiply)
@@ -241,7 +250,10 @@ def build_system(k_turned, keys, decay, rate, constants):
     products = nl.ndarray(decay.shape, dtype=nl.float32, buffer=nl.psum)
     for h in range(len(keys)):
         nisa.nc_matmul(
-            dst=products[:, h, :], stationary=k_turned[:, keys[h], :], moving=k_turned[:, keys[h], :], accumulate=False
+            dst=products[:, h, :],
+            stationary=k_turned[:, keys[h], :],
+            moving=k_turned[:, keys[h], :],
+            accumulate=False,
         )
     system = scale_heads(products, rate)
     nisa.tensor_tensor(dst=system, data1=system, data2=decay, op=nl.multiply, engine=second_engine())
@@ -275,7 +287,9 @@ def invert(system, constants):
             step = nl.ndarray(system.shape, dtype=nl.float32, buffer=nl.sbuf)
             nisa.tensor_tensor(dst=step, data1=multiply(system, inverse), data2=pattern, op=nl.multiply)
             grown = multiply(step, turned)
-            if 2 * length < tokens:  # the last one is needed transposed only
+            if length == 1:
+                inverse = step
+            elif 2 * length < tokens:  # the last one is needed transposed only
                 inverse = copied(multiply(turned, step))
             turned = copied(grown)
         length = 2 * length
@@ -302,7 +316,7 @@ def copied(product):
 
 def pass_state(out, v_sbuf, k_sbuf, k_turned, q_turned, keys, weights, inverse, state, times, own):
     """Read the state for the wave's tokens, write out [L, w, E] @ HBM, and take the tokens into the state."""
-    tokens, heads, width = v_sbuf.shape
+    _, heads, width = v_sbuf.shape
     depth = state.shape[0]
     known = nl.ndarray(v_sbuf.shape, dtype=nl.float32, buffer=nl.psum)
     read = nl.ndarray(v_sbuf.shape, dtype=nl.float32, buffer=nl.psum)

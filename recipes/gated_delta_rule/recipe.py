@@ -89,7 +89,7 @@ def inputs(sizes: Mapping[str, int], draw: Any) -> tuple[Any, ...]:
 
 
 def flops(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *rest: Any) -> int:
-    """Returns the operations of chunks of 128: pairs, the triangular system applied once, state read twice and written."""
+    """Returns the operations of chunks of 128: pairs, the system solved once, the state read twice and written."""
     (batch, tokens, heads, width), depth = v, k[3]
     chunk = min(128, tokens)
     return 2 * batch * tokens * heads * (2 * chunk * depth + 2 * chunk * width + 3 * depth * width)
@@ -105,6 +105,7 @@ RECIPE = Recipe(
     summary="Gated delta rule (Gated DeltaNet) over a prompt.",
     schema="(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? initial, bool normalize) -> (Tensor, Tensor)",
     operation="function",
+    mixed_dtypes=True,
     bind=bind,
     forward=forward,
     sequence_axes=(1, 1, 1, 1, 1),

@@ -21,7 +21,7 @@ def gated_delta_rule(
     q and k are [B, S, K, D], v [B, S, H, E], g and beta [B, S, H], initial [B, H, D, E].
     """
     dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
-    (batch, tokens, key_heads, depth), (heads, width) = k.shape, v.shape[2:]
+    (batch, tokens, _, depth), (heads, width) = k.shape, v.shape[2:]
     length = min(CHUNK, tokens)
 
     def chunked(tensor: torch.Tensor) -> torch.Tensor:

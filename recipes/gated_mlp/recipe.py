@@ -1,9 +1,10 @@
 """Gated MLP: (activation(x @ gate) * (x @ up)) @ down, with silu (SwiGLU), gelu, gelu_tanh (GeGLU) or relu.
 
 Matches modules whose only parameters are the weights of three projections, two [I, H] and one [N, I], or of two where
-gate and up are halves of one [2I, H], each with a bias or without; called with a tensor of H features.
-Names hint which is gate and which is up, and what activates; where they do not say, the possibilities are tried in turn.
-The numeric probe decides. Any T; float32 and bfloat16. Sizes: T = tokens, H = hidden, I = intermediate, N = output features.
+gate and up are halves of one [2I, H], each with a bias or without; called with one tensor of H features.
+Names hint which is gate and which is up, and what activates; where they do not say, the possibilities are tried in
+turn. The numeric probe decides. Any T; float32 and bfloat16. Sizes: T = tokens, H = hidden, I = intermediate, N = output
+features.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ACTIVATION_NAMES = {
 def bind(call: Any) -> tuple[Binding, ...] | None:
     """Accept a module with two or three projections that can be gate, up and down."""
     module = call.module
-    if call.operation != "module" or module is None or not call.inputs or not call.inputs[0].shape:
+    if call.operation != "module" or module is None or len(call.inputs) != 1 or not call.inputs[0].shape:
         return None
     x = call.inputs[0]
     shapes = {name: tuple(tensor.shape) for name, tensor in module.named_parameters()}

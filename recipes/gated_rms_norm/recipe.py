@@ -17,6 +17,8 @@ from neuron_port.types import WeightSource
 EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon", "rms_norm_eps", "norm_eps")
 VARIANTS = ((True, "silu"), (False, "silu"), (False, "sigmoid"), (True, "sigmoid"))
 
+WIDEST = 8192  # rows that fit SBUF
+
 
 def bind(call: Any) -> tuple[Binding, ...] | None:
     """Offer both orders and both gates for a module with a gain and two like inputs."""
@@ -32,7 +34,9 @@ def bind(call: Any) -> tuple[Binding, ...] | None:
         return None
     name, gain = parameters[0]
     width = getattr(module, "group_size", None) or hidden[-1]
-    if gain.ndim != 1 or gain.shape[0] != hidden[-1] or not isinstance(width, int) or hidden[-1] % width:
+    if gain.ndim != 1 or gain.shape[0] != hidden[-1] or hidden[-1] > WIDEST:
+        return None
+    if not isinstance(width, int) or hidden[-1] % width:
         return None
     fixed: dict[str, Any] = {"eps": eps, "groups": hidden[-1] // width}
     return tuple(

@@ -11,11 +11,13 @@ import nki.language as nl
 P = 128
 CHUNK = 512  # elements that one bn_stats takes
 STEP_BYTES = 16 * 1024  # of x per partition and DMA
-RESIDENT_BYTES = 64 * 1024  # of x per partition: what is longer is read twice, for statistics and for the result
+RESIDENT_BYTES = (
+    64 * 1024
+)  # of x per partition: what is longer is read twice, for statistics and for the result
 
 
 @nki.jit
-def group_norm(x, gamma, beta, groups, eps):
+def group_norm(x, gamma=None, beta=None, groups=1, eps=1e-5):
     """Centre each group of channels of each image, divide by its standard deviation, scale and shift each channel.
 
     Args:
@@ -103,7 +105,9 @@ def normalize_block(
         kept.append(tiles)
         statistics.append(row_statistics(x_rows[start : start + rows, :], tiles))
     mean = average_of(averages, statistics, 0, single_tile)
-    for statistic in statistics:  # the second moment around the group's mean: variance + (mean - group mean)^2
+    for (
+        statistic
+    ) in statistics:  # the second moment around the group's mean: variance + (mean - group mean)^2
         rows = statistic.shape[0]
         distance = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_tensor(dst=distance, data1=statistic[:, 0:1], data2=mean[0:rows, :], op=nl.subtract)
@@ -121,8 +125,12 @@ def normalize_block(
     for index in range(len(starts)):
         start = starts[index]
         rows = min(P, last - start)
-        scale, shift = scale_and_shift(gamma, beta, mean[0:rows, :], inverse[0:rows, :], start, channel_layout)
-        apply_rows(out_rows[start : start + rows, :], x_rows[start : start + rows, :], kept[index], scale, shift)
+        scale, shift = scale_and_shift(
+            gamma, beta, mean[0:rows, :], inverse[0:rows, :], start, channel_layout
+        )
+        apply_rows(
+            out_rows[start : start + rows, :], x_rows[start : start + rows, :], kept[index], scale, shift
+        )
 
 
 def load_row_steps(x_hbm):
@@ -203,9 +211,7 @@ def load_parameter(parameter, start, rows, channel_layout):
     while done < rows:
         channel = (start + done) // parts % channels
         count = min((rows - done) // parts, channels - channel)
-        nisa.dma_copy(
-            dst=tile[done : done + count * parts, :], src=by_part[channel : channel + count, :]
-        )
+        nisa.dma_copy(dst=tile[done : done + count * parts, :], src=by_part[channel : channel + count, :])
         done += count * parts
     return tile
 

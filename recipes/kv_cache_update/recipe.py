@@ -40,7 +40,9 @@ def flops(cache: tuple[int, ...], new: tuple[int, ...], positions: tuple[int, ..
 
 
 def _case(name: str, kind: Any, axis: int, scale: float = 1.0, **sizes: int) -> Case:
-    return Case(name=name, kind=kind, sizes=sizes | {"keys": int(axis == 3)}, attributes={"axis": axis}, scale=scale)
+    return Case(
+        name=name, kind=kind, sizes=sizes | {"keys": int(axis == 3)}, attributes={"axis": axis}, scale=scale
+    )
 
 
 RECIPE = Recipe(

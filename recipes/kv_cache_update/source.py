@@ -10,7 +10,20 @@ import triton.language as tl
 
 
 @triton.jit
-def _write(out, new, positions, heads, slots, tokens, size, slot_step, size_step, new_step, new_size_step, BLOCK: tl.constexpr):
+def _write(
+    out,
+    new,
+    positions,
+    heads,
+    slots,
+    tokens,
+    size,
+    slot_step,
+    size_step,
+    new_step,
+    new_size_step,
+    BLOCK: tl.constexpr,
+):
     """One program per (batch row and head, new token): its `size` values go to the slot of its position."""
     pair = tl.program_id(0)
     token = tl.program_id(1)

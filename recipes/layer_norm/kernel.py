@@ -14,7 +14,7 @@ PSUM_BYTES = 16 * 1024  # per partition: room for gamma and beta, which gen2 rea
 
 
 @nki.jit
-def layer_norm(x, gamma, beta, eps, offset=0.0):
+def layer_norm(x, gamma=None, beta=None, eps=1e-5, offset=0.0):
     """Centre each row, divide it by its standard deviation, scale and shift each feature.
 
     Args:

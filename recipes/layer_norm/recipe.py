@@ -17,6 +17,7 @@ from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 from neuron_port.types import WeightSource
 
 EPSILON_NAMES = ("eps", "variance_epsilon", "epsilon", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+WIDEST = 8192  # rows that fit SBUF
 CHANNELS_FIRST = 1  # axis of the channels of an image
 
 
@@ -33,7 +34,11 @@ def bind(call: Any) -> tuple[Binding, ...] | None:
     if len(parameters) > 2 or any(parameter.ndim != 1 for parameter in parameters.values()):
         return None
     lengths = {parameter.shape[0] for parameter in parameters.values()} or {shape[-1]}
-    if len(lengths) != 1 or any(buffer.numel() for _, buffer in module.named_buffers()):
+    if (
+        len(lengths) != 1
+        or max(lengths) > WIDEST
+        or any(buffer.numel() for _, buffer in module.named_buffers())
+    ):
         return None
     length = lengths.pop()
     roles = weight_roles(list(parameters))
@@ -115,7 +120,7 @@ RECIPE = Recipe(
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="H"),
-    sizes={"T": Size(least=1, most=32768), "H": Size(least=2, most=8192)},
+    sizes={"T": Size(least=1, most=32768), "H": Size(least=2, most=WIDEST)},
     cases=(
         _case("one token", "ordinary", 1, 1024),
         _case("a prompt", "ordinary", 128, 384),

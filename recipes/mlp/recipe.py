@@ -1,9 +1,9 @@
 """MLP: activation(x @ up) @ down, with gelu, gelu_tanh, quick_gelu, relu, relu2 (relu squared) or silu.
 
-Matches modules whose only parameters are the weights of two projections, each with a bias or without, and whose first
-input has the first one's features. Weights are stored as [N, K] (transposed at load) or as [K, N] (GPT-2).
+Matches modules whose only parameters are the weights of two projections, each with a bias or without, and which are
+called with one tensor of the first one's features. Weights are stored as [N, K] (transposed at load) or as [K, N] (GPT-2).
 Names hint what activates; all activations are tried in turn, and the numeric probe decides. A module that does more,
-such as to add a residual, agrees with none: its projections are then matched one by one.
+such as to add a residual, is not matched: its projections then are, one by one.
 Any T; float32 and bfloat16. Sizes: T = tokens, H = hidden, I = intermediate, N = output features.
 """
 
@@ -28,7 +28,7 @@ ACTIVATION_NAMES = {
 def bind(call: Any) -> tuple[Binding, ...] | None:
     """Accept a module with two projections, the second of which takes what the first gives."""
     module = call.module
-    if call.operation != "module" or module is None or not call.inputs or not call.inputs[0].shape:
+    if call.operation != "module" or module is None or len(call.inputs) != 1 or not call.inputs[0].shape:
         return None
     x = call.inputs[0]
     shapes = {name: tuple(tensor.shape) for name, tensor in module.named_parameters()}
@@ -77,7 +77,7 @@ def likely_activations(module: Any) -> list[str]:
 
 
 def forward(operator: Any, weights: Any, attributes: Any, *args: Any, **options: Any) -> Any:
-    """Apply the MLP to [..., H] through the operator on [T, H]; arguments after the first do not matter."""
+    """Apply the MLP to [..., H] through the operator on [T, H]; arguments that are no tensors do not matter."""
     hidden = args[0] if args else next(iter(options.values()))
     rows = hidden.reshape(-1, hidden.shape[-1])
     biases = (weights.get("up_bias"), weights.get("down_bias"))

@@ -195,7 +195,11 @@ def project(out, hidden_PJT, down, expert):
                 multiply_rows(sums, stationary, weight_sbuf[:, chunk, :], first_chunk + chunk > 0)
         for tile in range(tiles):
             first = tile * P
-            store(out[first : min(first + P, tokens), start:stop], sums[tile][:, 0 : stop - start], tile % 2 == 0)
+            store(
+                out[first : min(first + P, tokens), start:stop],
+                sums[tile][:, 0 : stop - start],
+                tile % 2 == 0,
+            )
 
 
 def multiply_rows(sums, stationary, moving, accumulate):

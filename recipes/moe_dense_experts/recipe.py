@@ -22,7 +22,11 @@ def bind(call: Any) -> tuple[Binding, ...]:
         return ()
     x = call.inputs[0]
     shapes = {name: tuple(tensor.shape) for name, tensor in module.named_parameters()}
-    if x.dtype not in RECIPE.dtypes or len(x.shape) != 2 or [len(shape) for shape in shapes.values()] != [3, 3]:
+    if (
+        x.dtype not in RECIPE.dtypes
+        or len(x.shape) != 2
+        or [len(shape) for shape in shapes.values()] != [3, 3]
+    ):
         return ()
     names = list(shapes)
     bindings = []

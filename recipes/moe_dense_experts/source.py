@@ -15,7 +15,8 @@ BLOCK_T, BLOCK_N, BLOCK_K = 16, 32, 32
 
 @triton.jit
 def _product(
-    x, weight, t, n, tokens, features, stride, columns, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+    x, weight, t, n, tokens, features, stride, columns,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Rows t of x [tokens, features] times columns n of a weight whose rows are `stride` apart, in float32."""
     total = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
@@ -42,7 +43,17 @@ def _hidden(
     up += expert * features * 2 * intermediate
     gate = _product(x, up, t, n, tokens, features, 2 * intermediate, intermediate, BLOCK_T, BLOCK_N, BLOCK_K)
     other = _product(
-        x, up + intermediate, t, n, tokens, features, 2 * intermediate, intermediate, BLOCK_T, BLOCK_N, BLOCK_K
+        x,
+        up + intermediate,
+        t,
+        n,
+        tokens,
+        features,
+        2 * intermediate,
+        intermediate,
+        BLOCK_T,
+        BLOCK_N,
+        BLOCK_K,
     )
     if ACTIVATION == "gelu":
         gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))

@@ -43,9 +43,7 @@ def bind(call: Any) -> tuple[Binding, ...]:
     )
 
 
-def _roles(
-    shapes: dict[str, tuple[int, ...]], hidden: int
-) -> list[tuple[dict[str, WeightSource], bool]]:
+def _roles(shapes: dict[str, tuple[int, ...]], hidden: int) -> list[tuple[dict[str, WeightSource], bool]]:
     """Every way in which the parameters can be up and down projections: (sources by role, whether there is a gate)."""
     stacks = [name for name, shape in shapes.items() if len(shape) == 3]
     biases = [name for name, shape in shapes.items() if len(shape) == 2]
@@ -87,13 +85,17 @@ def _orders(call: Any) -> tuple[str, ...]:
 
 def _variants(call: Any) -> list[dict[str, Any]]:
     """Activations, and the bounds that the module's own numbers suggest, the likelier first."""
-    bounds = [value for name, value in call.attributes.items() if name.endswith("limit") and _is_positive(value)]
-    alphas = [value for name, value in call.attributes.items() if name.endswith("alpha") and _is_positive(value)]
+    bounds = [
+        value for name, value in call.attributes.items() if name.endswith("limit") and _is_positive(value)
+    ]
+    alphas = [
+        value for name, value in call.attributes.items() if name.endswith("alpha") and _is_positive(value)
+    ]
     variants: list[dict[str, Any]] = []
     for limit in bounds[:1]:
-        for alpha in alphas[:1]:
-            variants.append({"activation": "silu", "alpha": float(alpha), "limit": float(limit), "up_offset": 1.0})
-        variants.append({"activation": "silu", "limit": float(limit)})
+        bounded = {"activation": "silu", "limit": float(limit)}
+        variants += [bounded | {"alpha": float(alpha), "up_offset": 1.0} for alpha in alphas[:1]]
+        variants.append(bounded)
     variants += [{"activation": name} for name in _likely_activations(call.module)]
     return variants
 
@@ -109,9 +111,7 @@ def _likely_activations(module: Any) -> list[str]:
     return sorted(ACTIVATIONS, key=lambda kind: hinted.index(kind) if kind in hinted else len(hinted))
 
 
-def forward(
-    operator: Any, weights: Any, attributes: Any, hidden: Any, index: Any, scores: Any
-) -> Any:
+def forward(operator: Any, weights: Any, attributes: Any, hidden: Any, index: Any, scores: Any) -> Any:
     """The weighted sum of the chosen experts, [T, H]."""
     return operator(
         hidden,
@@ -153,9 +153,7 @@ GPT_OSS = {"activation": "silu", "gating": "interleaved", "alpha": 1.702, "limit
 UNGATED = {"activation": "relu_squared", "gating": "none"} | PLAIN
 
 
-def _case(
-    name: str, kind: Any, attributes: dict[str, Any], scale: float = 1.0, **sizes: int
-) -> Case:
+def _case(name: str, kind: Any, attributes: dict[str, Any], scale: float = 1.0, **sizes: int) -> Case:
     flags = {"gated": int(attributes["gating"] != "none")}
     return Case(name=name, kind=kind, sizes=sizes | flags, attributes=attributes, scale=scale)
 

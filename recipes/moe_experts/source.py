@@ -35,16 +35,17 @@ def _row_times_columns(
 @triton.jit
 def _activate(values, alpha, ACTIVATION: tl.constexpr):
     if ACTIVATION == "gelu":
-        return 0.5 * values * (1.0 + tl.erf(values * 0.7071067811865476))
+        result = 0.5 * values * (1.0 + tl.erf(values * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":
         inner = 1.5957691216057308 * (values + 0.044715 * values * values * values)
-        return values * tl.sigmoid(inner)
+        result = values * tl.sigmoid(inner)
     elif ACTIVATION == "relu":
-        return tl.maximum(values, 0.0)
+        result = tl.maximum(values, 0.0)
     elif ACTIVATION == "relu_squared":
-        return tl.maximum(values, 0.0) * tl.maximum(values, 0.0)
+        result = tl.maximum(values, 0.0) * tl.maximum(values, 0.0)
     else:
-        return values * tl.sigmoid(alpha * values)
+        result = values * tl.sigmoid(alpha * values)
+    return result
 
 
 @triton.jit
@@ -62,7 +63,9 @@ def _hidden(
     column = n * gate_step
     gate = _row_times_columns(row, weight, bias, features, columns, column, inside, HAS_BIAS, BLOCK_K)
     if GATED:
-        other = _row_times_columns(row, weight, bias, features, columns, column + gate_to_up, inside, HAS_BIAS, BLOCK_K)
+        other = _row_times_columns(
+            row, weight, bias, features, columns, column + gate_to_up, inside, HAS_BIAS, BLOCK_K
+        )
         if limit > 0:
             gate = tl.minimum(gate, limit)
             other = tl.maximum(tl.minimum(other, limit), -limit)

@@ -21,6 +21,7 @@ FEW_TOKENS = 8  # up to here a DMA spreads x over the partitions; beyond, Tensor
 LOWEST = -3.0e38  # below every score, and still finite
 FAR_BELOW = 1.0e30  # taken from the scores of groups that are out
 ABSENT = 3.0e38  # equal to no score
+LEAST_SUM = 1.0e-20  # DeepSeek-V3's: keeps scores that are all zero from becoming 0 / 0
 
 
 @nki.jit
@@ -76,11 +77,11 @@ def moe_router(
     grouping = (groups, groups_kept, group_rule)
     for first in range(0, tokens, P):
         last = min(first + P, tokens)
-        logits = project(x[first:last, :], weight, bias, stored, dealt)
+        logits = project(x[first:last, :], weight, bias, stored, dealt, first // P)
         store(out_logits[first:last, :], logits[:, 0:experts])
         scores = None
         ranked = logits
-        if correction != None or group_rule == "two" and groups > 1:  # noqa: E711 (the NKI compiler has no `is`)
+        if correction != None or (group_rule == "two" and groups > 1):  # noqa: E711 (the NKI compiler has no `is`)
             scores = score_all(logits, experts, function)
             ranked = correct(scores, experts, correction)
         if groups > 1:
@@ -152,15 +153,18 @@ def load_dealt(x):
     return x_PTJ.permute((0, 2, 1))
 
 
-def load_transposed(x):
-    """Return x^T for up to P tokens, transposed by TensorE: feature j * P + p is in chunk j of partition p."""
+def load_transposed(x, turn):
+    """Return x^T for up to P tokens, transposed by TensorE: feature j * P + p is in chunk j of partition p.
+
+    VectorE and ScalarE empty PSUM in turns, also from one `turn` to the next.
+    """
     tokens, features = x.shape
     x_PJT = nl.ndarray((P, chunk_count(features), tokens), dtype=x.dtype, buffer=nl.sbuf)
     stage = STAGE_BYTES // element_bytes(x)
     for start in range(0, features, stage):
         stop = min(start + stage, features)
         rows_sbuf = load(x[:, start:stop])
-        on_scalar_engine = start // stage % 2 == 1
+        on_scalar_engine = (start // stage + turn) % 2 == 1
         transpose_chunks(x_PJT[:, start // P : chunk_count(stop), :], rows_sbuf, on_scalar_engine)
     return x_PJT
 
@@ -190,11 +194,11 @@ def transpose_chunks(dst_PJT, rows_sbuf, on_scalar_engine):
         nisa.tensor_copy(dst=dst_PJT[0:tail, chunks, :], src=flipped, engine=nisa.engine.vector)
 
 
-def project(x, weight, bias, stored, dealt):
+def project(x, weight, bias, stored, dealt, turn):
     """Return x @ weight + bias for up to P tokens: [tokens, E or 8] float32 @ SBUF, LOWEST beyond E."""
     tokens = x.shape[0]
     experts = weight.shape[1]
-    x_PJT = load_dealt(x) if dealt else load_transposed(x)
+    x_PJT = load_dealt(x) if dealt else load_transposed(x, turn)
     sums = nl.ndarray((tokens, experts), dtype=nl.float32, buffer=nl.psum)
     pieces = stored if stored != None else load_weights(weight, dealt)  # noqa: E711
     for first_chunk, piece in pieces:
@@ -242,9 +246,7 @@ def exponentials(dst, logits):
     opposite = nl.ndarray((tokens, 1), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_reduce(dst=opposite, op=nl.maximum, data=logits, axis=1, negate=True)
     total = nl.ndarray((tokens, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation_reduce(
-        dst=dst, op=nl.exp, data=logits, reduce_op=nl.add, reduce_res=total, bias=opposite
-    )
+    nisa.activation_reduce(dst=dst, op=nl.exp, data=logits, reduce_op=nl.add, reduce_res=total, bias=opposite)
     return total, opposite
 
 
@@ -316,7 +318,9 @@ def best(ranked, choices):
             taken = nl.ndarray((tokens, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
             nisa.memset(dst=taken, value=ABSENT)
             nisa.tensor_copy(
-                dst=taken[:, 0 : choices - start], src=found[:, 0 : choices - start], engine=nisa.engine.vector
+                dst=taken[:, 0 : choices - start],
+                src=found[:, 0 : choices - start],
+                engine=nisa.engine.vector,
             )
             found = taken
         rest = nl.ndarray(ranked.shape, dtype=nl.float32, buffer=nl.sbuf)
@@ -359,6 +363,7 @@ def store_scores(out_hbm, chosen, normalize, scale):
     if normalize:
         total = nl.ndarray((chosen.shape[0], 1), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_reduce(dst=total, op=nl.add, data=chosen, axis=1)
+        nisa.tensor_scalar(dst=total, data=total, op0=nl.add, operand0=LEAST_SUM)
         divide(chosen, total)
     if scale != 1.0:
         nisa.tensor_scalar(dst=chosen, data=chosen, op0=nl.multiply, operand0=scale)

@@ -42,7 +42,9 @@ def bind(call: Any) -> tuple[Binding, ...]:
     if described is None:
         return ()
     bindings = []
-    for extras, choice in product(_extras(list(stored), module), _choices(call, experts, described["choices"])):
+    for extras, choice in product(
+        _extras(list(stored), module), _choices(call, experts, described["choices"])
+    ):
         weights = {"weight": WeightSource(name=matrices[0], transform="transpose")} | extras
         if choice["group_rule"] == "two" and choice["function"] == "softmax":
             continue
@@ -68,7 +70,7 @@ def _outputs(call: Any, experts: int) -> dict[str, Any] | None:
         others = [place for place in range(3) if place != whole[0]]
         of_all = [place for place in others if results[place].shape[1] == experts]
         chosen = [place for place in others if results[place].shape == indices.shape]
-        if not of_all or not chosen or of_all == chosen and len(chosen) == 1:
+        if not of_all or not chosen or (of_all == chosen and len(chosen) == 1):
             return None
         logits = of_all[0]
         scores = next(place for place in chosen if place != logits)
@@ -111,7 +113,9 @@ def _choices(call: Any, experts: int, choices: int) -> Iterator[dict[str, Any]]:
     functions = ("sigmoid", "softmax") if likes_sigmoid else ("softmax", "sigmoid")
     scales = [float(value) for name, value in numbers.items() if "scal" in name and _is_number(value)]
     scales = [scale for scale in scales if scale not in (0.0, 1.0)][:1]
-    normalized = next((value for name, value in numbers.items() if "norm" in name and isinstance(value, bool)), True)
+    normalized = next(
+        (value for name, value in numbers.items() if "norm" in name and isinstance(value, bool)), True
+    )
     for groups, kept, rule in _groupings(numbers, experts):
         for scale in (*scales, 1.0, 1.0 / choices):
             for function, normalize in product(functions, (normalized, not normalized)):
@@ -140,7 +144,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def forward(operator: Any, weights: Any, attributes: Any, hidden: Any, correction: Any = None) -> tuple[Any, ...]:
+def forward(
+    operator: Any, weights: Any, attributes: Any, hidden: Any, correction: Any = None
+) -> tuple[Any, ...]:
     """Logits, scores and indices in the order in which the layer returns them."""
     options = {name: value for name, value in attributes.items() if name != "returns"}
     own = weights.get("correction", correction)

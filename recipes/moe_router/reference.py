@@ -6,6 +6,8 @@ compiler lowers comparisons and sums. Of equal scores the first counts as larger
 
 import torch
 
+LEAST_SUM = 1e-20  # DeepSeek-V3's: keeps scores that are all zero from becoming 0 / 0
+
 
 def moe_router(
     x: torch.Tensor,
@@ -45,7 +47,7 @@ def moe_router(
     if function == "softmax" and normalize and correction is None:
         scores_TC = torch.softmax(torch.where(chosen_TCE, exact_TE[:, None, :], 0).sum(-1), dim=-1)
     elif normalize:
-        scores_TC = scores_TC / scores_TC.sum(-1, keepdim=True)
+        scores_TC = scores_TC / (scores_TC.sum(-1, keepdim=True) + LEAST_SUM)
     if dense:
         scores_TC = torch.where(place_TE < choices, scores_TE, 0)
     scores_TC = (scores_TC * scale).to(wide if float32_scores else x.dtype)

@@ -84,7 +84,7 @@ def _route(
         tl.store(scores + token * experts + n, chosen.to(scores.dtype.element_ty), inside)
     else:
         if NORMALIZE:
-            chosen = chosen / tl.sum(tl.where(taken > 0, all_scores, 0.0), 0)
+            chosen = chosen / (tl.sum(tl.where(taken > 0, all_scores, 0.0), 0) + 1e-20)
         tl.store(scores + token * choices + taken - 1, chosen.to(scores.dtype.element_ty), taken > 0)
 
 

@@ -3,9 +3,9 @@
 Legend: B = images, C = channels, H, W = image, R, S = rows and columns of a patch, O = output features, T = patches,
 P = partitions.
 
-Rows of the image lie on partitions as they are in memory, row i of every patch of channel c on partition c * R + i
-(a feature map of many channels: all rows of channel c on partition c); the columns of a patch are a stride over it. So patches are never gathered: a DMA of patches would move pieces of S
-elements.
+Rows of the image lie on partitions as they are in memory, row i of every patch of channel c on partition c * R + i;
+those of a feature map with many channels all on partition c. The columns of a patch are a stride over them. So patches
+are never gathered: a DMA of patches would move pieces of S elements.
 """
 
 import nki
@@ -15,8 +15,10 @@ import nki.language as nl
 P = 128
 BANK = 512  # float32 elements of one PSUM bank, and the widest `moving` of gen2 and gen3
 WIDEST = 4 * BANK  # columns of one pass: half of PSUM fills while half drains
-WEIGHT_BYTES = 96 * 1024  # of weights per partition, of 176 KiB on gen2
+WEIGHT_BYTES = 64 * 1024  # of weights per partition, of 176 KiB on gen2
+LEAST_COLUMNS = 64  # of one pass
 LOAD_BYTES = 8 * 1024  # of x per partition and DMA
+TILE_BYTES = 32 * 1024  # of x per partition for the patches of one product
 MANY_CHANNELS = 64  # from here each channel has a partition of its own, and its rows are one piece of memory
 
 
@@ -54,7 +56,9 @@ def element_bytes(tensor):
 def columns_per_pass(features, products, item_bytes):
     """Return how many output features fit SBUF and PSUM at once, if `products` rows of weights meet a partition."""
     fits = WEIGHT_BYTES // (products * item_bytes)
-    return min(features, WIDEST, max(BANK, fits - fits % BANK))
+    assert fits >= LEAST_COLUMNS, "patch_embed: a patch has too many elements for SBUF"
+    unit = BANK if fits >= BANK else LEAST_COLUMNS
+    return min(features, WIDEST, fits - fits % unit)
 
 
 def shifts_of(channel_rows, patch_columns):
@@ -85,8 +89,8 @@ def embed_images(out_TO, x, weight, bias):
         x_BCRHFW = x_BCHRW.expand_dim(2)
     weight_CRFSO = weight.reshape((channels, patch_rows // free_rows, free_rows, patch_columns, features))
     chunks = (channels + together - 1) // together
-    tile_rows = max(1, P // columns)
     row_bytes = chunks * free_rows * width * element_bytes(x)
+    tile_rows = max(1, min(P // columns, TILE_BYTES // row_bytes))
     band = tile_rows * max(1, LOAD_BYTES // (tile_rows * row_bytes))
     products = chunks * free_rows * patch_columns // shifts
     pass_width = columns_per_pass(features, products, element_bytes(x))
@@ -100,7 +104,7 @@ def embed_images(out_TO, x, weight, bias):
                 parts = load_band(x_BCRHFW[image, :, :, top:bottom, :, :], together, shifts, patch_columns)
                 first = (image * rows + top) * columns
                 out_band = out_TO[first : first + (bottom - top) * columns, start:stop]
-                embed_band(out_band, parts, weights, bias_sbuf, columns, patch_columns)
+                embed_band(out_band, parts, weights, bias_sbuf, (tile_rows, columns), patch_columns)
 
 
 def load_weights(weight_CRFSO, together, shifts):
@@ -111,7 +115,9 @@ def load_weights(weight_CRFSO, together, shifts):
     for first in range(0, channels, together):
         last = min(first + together, channels)
         span = (last - first) * patch_rows
-        tile = nl.ndarray((shifts * span, free_rows, step, features), dtype=weight_CRFSO.dtype, buffer=nl.sbuf)
+        tile = nl.ndarray(
+            (shifts * span, free_rows, step, features), dtype=weight_CRFSO.dtype, buffer=nl.sbuf
+        )
         for shift in range(shifts):
             nisa.dma_copy(
                 dst=tile[shift * span : (shift + 1) * span, :, :, :],
@@ -148,11 +154,11 @@ def load_band(x_CRHFW, together, shifts, patch_columns):
     return tiles
 
 
-def embed_band(out_TO, parts, weights, bias_sbuf, columns, patch_columns):
-    """Embed up to 128 patches at a time: whole rows of patches, or parts of one row that has more."""
+def embed_band(out_TO, parts, weights, bias_sbuf, tile, patch_columns):
+    """Embed up to 128 patches at a time: some whole rows of patches (`tile`), or parts of one row that has more."""
     rows, free_rows = parts[0].shape[1:3]
     step = weights[0].shape[2]
-    tile_rows = max(1, P // columns)
+    tile_rows, columns = tile
     tile_columns = min(columns, P)
     for top in range(0, rows, tile_rows):
         bottom = min(top + tile_rows, rows)
@@ -241,9 +247,7 @@ def multiply(out_hbm, operands, bias_sbuf, turn):
                 accumulate=True,
             )
         if (start // BANK + turn) % 2 == 0:
-            nisa.tensor_copy(
-                dst=out_sbuf[:, start:stop], src=sums[:, start:stop], engine=nisa.engine.vector
-            )
+            nisa.tensor_copy(dst=out_sbuf[:, start:stop], src=sums[:, start:stop], engine=nisa.engine.vector)
         else:  # gen2 has no tensor_copy on ScalarE
             nisa.activation(dst=out_sbuf[:, start:stop], op=nl.copy, data=sums[:, start:stop])
     nisa.dma_copy(dst=out_hbm, src=out_sbuf)

@@ -3,7 +3,7 @@
 Matches modules whose parameters are a `weight` [O, C, R, S] (or [O, C, S], [O, C, D, R, S]) and perhaps a `bias` [O],
 whose `kernel_size` equals their `stride`, without padding, dilation or groups: the first layer of ViT, CLIP, SigLIP,
 DINOv2 and Qwen-VL, and the downsampling of ConvNext. The result is made in reading order of patches, features last,
-which is what models turn it into next. Any size; float32 and bfloat16.
+which is what models turn it into next. A patch has up to 8192 elements; float32 and bfloat16.
 Sizes: B = images, C = channels, V, U = rows and columns of patches, R, S = of one patch, O = output features.
 """
 
@@ -16,6 +16,9 @@ from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 from neuron_port.types import WeightSource
 
 MOST_ROWS = 128  # of a patch, each on its own partition
+MOST_COLUMNS = 256  # of a patch
+MOST_PRODUCTS = 8192  # of a patch: the weights of 64 output features stay in SBUF
+MOST_ROW_BYTES = 64 * 1024  # of one row of patches, in float32 on each partition
 LAYOUTS = {3: "permute:1,2,0", 4: "permute:1,2,3,0", 5: "permute:1,2,3,4,0"}  # output features last
 
 
@@ -33,6 +36,8 @@ def bind(call: Any) -> Binding | None:
         return None
     kernel = tuple(weight.shape[2:])
     if not is_patchwise(module, kernel) or any(map(int.__lt__, x.shape[2:], kernel)):
+        return None
+    if not fits(x.shape, weight.shape):
         return None
     weights = {"weight": WeightSource(name="weight", transform=LAYOUTS[weight.ndim])}
     if "bias" in parameters:
@@ -52,6 +57,13 @@ def is_patchwise(module: Any, kernel: tuple[int, ...]) -> bool:
         and kernel != ones
         and (len(kernel) == 1 or kernel[-2] <= MOST_ROWS)
     )
+
+
+def fits(x: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether weights [O, C, *kernel] and a row of patches fit SBUF; at least 64 partitions work."""
+    products, columns = math.prod(weight[1:]), weight[-1]
+    row_bytes = -(-products // columns // 64) * x[-1] * 4
+    return products <= MOST_PRODUCTS and columns <= MOST_COLUMNS and row_bytes <= MOST_ROW_BYTES
 
 
 def forward(operator: Any, weights: Any, attributes: Any, x: Any) -> Any:

@@ -53,7 +53,7 @@ def element_bytes(tensor):
 
 def outputs_of(along):
     """Return how many windows there are along an axis."""
-    window, stride, padding, size, ceil, count_padding = along
+    window, stride, padding, size, ceil = along[0:5]
     spare = size + 2 * padding - window
     if not ceil:
         return spare // stride + 1
@@ -65,7 +65,8 @@ def outputs_of(along):
 
 def segments_of(first, end, along):
     """Return runs of outputs that meet alike parts of their windows: (first, end, first tap, end, size to divide by)."""
-    window, stride, padding, size, ceil, count_padding = along
+    window, stride, padding, size = along[0:4]
+    count_padding = along[5]
     segments = []
     for output in range(first, end):
         start = output * stride - padding

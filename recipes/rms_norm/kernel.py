@@ -14,11 +14,11 @@ TILE_BYTES = 2 * 1024  # of x per partition and DMA at least: short rows travel 
 
 
 @nki.jit
-def rms_norm(x, gamma, eps, offset=0.0):
+def rms_norm(x, gamma=None, eps=1e-6, offset=0.0):
     """Divide each row by its root mean square and scale each feature by offset + gamma.
 
     Args:
-        x: [T, H] @ HBM, float32 or bfloat16. Any T; H up to 16384 in float32 (8192 with an offset).
+        x: [T, H] @ HBM, float32 or bfloat16. Any T; H up to 16384.
         gamma: [H] @ HBM, dtype of x, or None for no gain.
         eps: added to the mean square; a Python float.
         offset: added to gamma; 1.0 for layers that keep their gain as 1 + w (Gemma).

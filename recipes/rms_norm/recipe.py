@@ -3,7 +3,7 @@
 Matches modules without children that have at most one parameter, 1-D, as long as the last axis of their one input, and
 an epsilon among their attributes. Norms of single heads [.., heads, D] match like norms of tokens. w or 1 + w, and
 whether it is a root mean square at all, the numeric probe decides.
-Any T; H up to 16384 (8192 for 1 + w); float32 and bfloat16. Sizes: T = tokens, H = hidden, W = parameters (0 or 1).
+Any T; H up to 16384; float32 and bfloat16. Sizes: T = tokens, H = hidden, W = parameters (0 or 1).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from neuron_port.recipe import Binding, Case, Recipe, Size, Tolerance
 from neuron_port.types import WeightSource
 
 EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps")
+
+WIDEST = 16384  # rows that fit SBUF
 
 
 def bind(call: Any) -> Binding | tuple[Binding, ...] | None:
@@ -30,7 +32,7 @@ def bind(call: Any) -> Binding | tuple[Binding, ...] | None:
     if not parameters:
         return Binding(attributes={"eps": eps})
     name, parameter = parameters[0]
-    if parameter.ndim != 1 or parameter.shape[0] != call.inputs[0].shape[-1]:
+    if parameter.ndim != 1 or parameter.shape[0] != call.inputs[0].shape[-1] or parameter.shape[0] > WIDEST:
         return None
     weights = {"gamma": WeightSource(name=name)}
     return (
@@ -80,7 +82,7 @@ RECIPE = Recipe(
     tolerance=Tolerance(reduction_length="H"),
     sizes={
         "T": Size(least=1, most=32768),
-        "H": Size(least=1, most=16384),
+        "H": Size(least=1, most=WIDEST),
     },
     cases=(
         Case(name="one token", kind="ordinary", sizes={"T": 1, "H": 4096}, attributes=EPS),

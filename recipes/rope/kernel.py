@@ -81,23 +81,20 @@ def rotate(x_sbuf, cos_tile, sin_tile, interleaved_in, interleaved_out, engine):
     first_swapped, second_swapped = halves_of(swapped, width, interleaved_out)
     cos_view = cos_tile.expand_dim(1).broadcast(1, heads)
     sin_view = sin_tile.expand_dim(1).broadcast(1, heads)
+    first_cos, second_cos = cos_view[:, :, 0:half], cos_view[:, :, half:width]
+    products = ((direct, x_sbuf[:, :, 0:width], cos_view),)
     if interleaved_in or interleaved_out:
-        products = (
-            (first_direct, first_in, cos_view[:, :, 0:half]),
-            (second_direct, second_in, cos_view[:, :, half:width]),
-        )
-    else:
-        products = ((direct, x_sbuf[:, :, 0:width], cos_view),)
-    products = products + (
+        products = ((first_direct, first_in, first_cos), (second_direct, second_in, second_cos))
+    for dst, values, table in products:
+        nisa.tensor_tensor(dst=dst, data1=values, data2=table, op=nl.multiply, engine=engine)
+    products = (
         (first_swapped, second_in, sin_view[:, :, 0:half]),
         (second_swapped, first_in, sin_view[:, :, half:width]),
     )
     for dst, values, table in products:
         nisa.tensor_tensor(dst=dst, data1=values, data2=table, op=nl.multiply, engine=engine)
     # The only rounding to the model's dtype is this last write.
-    nisa.tensor_tensor(
-        dst=x_sbuf[:, :, 0:width], data1=direct, data2=swapped, op=nl.add, engine=engine
-    )
+    nisa.tensor_tensor(dst=x_sbuf[:, :, 0:width], data1=direct, data2=swapped, op=nl.add, engine=engine)
 
 
 @nki.jit
@@ -143,9 +140,7 @@ def rope(q, k, cos, sin, pairs="half"):
     for first_token in range(0, tokens, tokens_per_tile):
         end_token = min(first_token + tokens_per_tile, tokens)
         first, end = first_token * split, end_token * split
-        cos_tile, sin_tile = load_tables(
-            cos_tokens[first_token:end_token], sin_tokens[first_token:end_token]
-        )
+        cos_tile, sin_tile = load_tables(cos_tokens[first_token:end_token], sin_tokens[first_token:end_token])
         for first_head in range(0, heads, heads_per_block):
             end_head = min(first_head + heads_per_block, heads)
             queries = max(0, min(end_head, q_heads) - first_head)

@@ -11,12 +11,12 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-# Elements per partition of a block, N x L: three float32 tiles of 16 KiB, each twice, beside the rows of b and c.
-BLOCK_ELEMENTS = 4096
+# Elements per partition of a block, N x L: float32 tiles of 8 KiB, small enough that engines take turns on several.
+BLOCK_ELEMENTS = 2048
 
 
 @nki.jit
-def selective_scan(x, dt, a, b, c, d, z, dt_bias, softplus):
+def selective_scan(x, dt, a, b, c, d=None, z=None, dt_bias=None, softplus=False):
     """Run h[n, s] = exp(dt a[n]) h[n, s-1] + dt b[n, s] x[s] over time in each channel; y[s] = sum_n c[n, s] h[n, s].
 
     Args:
@@ -57,7 +57,9 @@ def selective_scan(x, dt, a, b, c, d, z, dt_bias, softplus):
                     hidden.append(now)
                 else:
                     hidden[tile] = now
-                total = weigh(h_sbuf, c_sbuf, identity)
+                # GpSimdE is slower than VectorE: every third tile's second product is VectorE's, and both end together.
+                engine = nisa.engine.vector if tile % 3 == 0 else second_engine()
+                total = weigh(h_sbuf, c_sbuf, identity, engine)
                 gate = load(z[row, rows, span]) if z != None else None  # noqa: E711
                 store(out[row, rows, span], total, x_sbuf, column(d, rows), gate)
         for tile in range(tiles):
@@ -156,13 +158,11 @@ def scan(x_sbuf, step, a_sbuf, b_sbuf, before):
     return h_sbuf, now
 
 
-def weigh(h_sbuf, c_sbuf, identity):
+def weigh(h_sbuf, c_sbuf, identity, engine):
     """sum_n c[n, s] h[p, n, s], [P, L] @ PSUM: TensorE sums over the states by adding products with the identity."""
     channels, states, steps = h_sbuf.shape
     product = nl.ndarray(h_sbuf.shape, dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(
-        dst=product, data1=h_sbuf, data2=c_sbuf[0:channels], op=nl.multiply, engine=second_engine()
-    )
+    nisa.tensor_tensor(dst=product, data1=h_sbuf, data2=c_sbuf[0:channels], op=nl.multiply, engine=engine)
     total = nl.ndarray((channels, steps), dtype=nl.float32, buffer=nl.psum)
     for n in range(states):
         nisa.nc_matmul(

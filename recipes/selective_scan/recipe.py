@@ -69,6 +69,11 @@ def forward(
     return (y, state) if return_last_state else y
 
 
+def token_axes(call: Any) -> tuple[int | None, ...]:
+    """Time is the last axis of every tensor that has three; which are there, differs from call to call."""
+    return tuple(2 if len(spec.shape) == 3 else None for spec in call.inputs)
+
+
 def inputs(sizes: Mapping[str, int], draw: Any) -> tuple[Any, ...]:
     """x, dt, a, b, c, d, z, dt_bias; the last three are missing where `sizes` says `bare`."""
     batch, channels, steps, states = sizes["B"], sizes["E"], sizes["S"], sizes["N"]
@@ -104,9 +109,10 @@ RECIPE = Recipe(
     schema="(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias, "
     "bool softplus) -> (Tensor, Tensor)",
     operation="function",
+    mixed_dtypes=True,
     bind=bind,
     forward=forward,
-    sequence_axes=(2, 2, None, 2, 2),
+    sequence_axes=token_axes,
     domains={2: "negative"},
     scales=(1.0, 4.0, 3e-3),
     inputs=inputs,

@@ -11,12 +11,14 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-BLOCK_ELEMENTS = 4096  # of states per partition and tile: float32 tiles of 16 KiB
+BLOCK_ELEMENTS = 1024  # of states per partition and tile: while one is computed, others load and store
+MAX_STATES = 4096  # float32 tiles of 16 KiB
+GROUP_ROWS = 8  # batch rows that share one read of the rates
 LONG_ROW = 64  # from so many states on, an instruction for each channel costs less than a product for all
 
 
 @nki.jit
-def selective_state_update(state, x, dt, a, b, c, d, z, dt_bias, softplus):
+def selective_state_update(state, x, dt, a, b, c, d=None, z=None, dt_bias=None, softplus=False):
     """new = exp(dt a) state + dt b x for each channel; y = sum_n c[n] new[n].
 
     Args:
@@ -37,28 +39,33 @@ def selective_state_update(state, x, dt, a, b, c, d, z, dt_bias, softplus):
     pmax = nl.tile_size.pmax
     assert groups <= pmax, f"selective_state_update: {groups} groups, at most {pmax}"
     assert channels % groups == 0, f"selective_state_update: {channels} channels in {groups} groups"
-    assert states <= BLOCK_ELEMENTS, f"selective_state_update: {states} states, at most {BLOCK_ELEMENTS}"
+    assert states <= MAX_STATES, f"selective_state_update: {states} states, at most {MAX_STATES}"
     out = nl.ndarray((batch, channels), dtype=x.dtype, buffer=nl.shared_hbm)
     new = nl.ndarray(state.shape, dtype=state.dtype, buffer=nl.shared_hbm)
 
     partitions = groups * largest_divisor(channels // groups, pmax // groups)
     depth = channels // partitions
     block = max(1, min(BLOCK_ELEMENTS // states, depth))
-    for first in range(0, depth, block):
-        part = slice(first, min(first + block, depth))
-        a_sbuf = load(a.reshape((partitions, depth, states))[:, part])
-        bias_sbuf = load_optional(dt_bias, partitions, depth, part)
-        d_sbuf = load_optional(d, partitions, depth, part)
-        for row in range(batch):
-            step = load_steps(load_optional(dt[row], partitions, depth, part), bias_sbuf, softplus)
-            x_sbuf = load_optional(x[row], partitions, depth, part)
-            old = load(state[row].reshape((partitions, depth, states))[:, part])
-            new_sbuf = advance(old, x_sbuf, step, a_sbuf, spread(b[row], partitions))
-            y_sbuf = read_out(new_sbuf, spread(c[row], partitions))
-            gate = load_optional(z[row], partitions, depth, part) if z != None else None  # noqa: E711
-            finish(y_sbuf, x_sbuf, d_sbuf, gate)
-            store(new[row].reshape((partitions, depth, states))[:, part], new_sbuf)
-            store(out[row].reshape((partitions, depth))[:, part], y_sbuf)
+    bias_sbuf = load_channels(dt_bias, partitions)
+    d_sbuf = load_channels(d, partitions)
+    for first_row in range(0, batch, GROUP_ROWS):
+        end_row = min(first_row + GROUP_ROWS, batch)
+        tokens = []
+        for row in range(first_row, end_row):
+            tokens.append(load_token(x[row], dt[row], b[row], c[row], bias_sbuf, softplus, partitions))
+        for first in range(0, depth, block):
+            part = slice(first, min(first + block, depth))
+            a_sbuf = load(a.reshape((partitions, depth, states))[:, part])
+            for row in range(first_row, end_row):
+                token = tokens[row - first_row]
+                old = load(state[row].reshape((partitions, depth, states))[:, part])
+                new_sbuf = advance(old, token["taken"][:, part], token["step"][:, part], a_sbuf, token["b"])
+                store(new[row].reshape((partitions, depth, states))[:, part], new_sbuf)
+                read_out(token["y"][:, part], new_sbuf, token["c"])
+        for row in range(first_row, end_row):
+            token = tokens[row - first_row]
+            finish(token["y"], token["x"], d_sbuf, load_channels(z[row] if z != None else None, partitions))  # noqa: E711
+            store(out[row].reshape((partitions, depth)), token["y"])
     return out, new
 
 
@@ -85,11 +92,23 @@ def load(source):
     return tile
 
 
-def load_optional(source, partitions, depth, part):
-    """Channels `part` of each partition of source [R] @ HBM: [P, T] @ SBUF; None for None."""
+def load_channels(source, partitions):
+    """source [R] @ HBM with its channels on the partitions, [P, R / P] @ SBUF; None for None."""
     if source == None:  # noqa: E711 (the NKI compiler has no `is`)
         return None
-    return load(source.reshape((partitions, depth))[:, part])
+    return load(source.reshape((partitions, source.shape[0] // partitions)))
+
+
+def load_token(x, dt, b, c, bias_sbuf, softplus, partitions):
+    """What a batch row's token brings: x, its step, step x, and its y to be, [P, R / P] each; b and c, [P, N]."""
+    x_sbuf = load_channels(x, partitions)
+    step = load_steps(load_channels(dt, partitions), bias_sbuf, softplus)
+    taken = nl.ndarray(step.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=taken, data1=step, data2=x_sbuf, op=nl.multiply)
+    y_sbuf = nl.ndarray(step.shape, dtype=nl.float32, buffer=nl.sbuf)
+    return {
+        "x": x_sbuf, "step": step, "taken": taken, "y": y_sbuf, "b": spread(b, partitions), "c": spread(c, partitions),
+    }  # fmt: skip
 
 
 def spread(source, partitions):
@@ -121,9 +140,9 @@ def load_steps(dt_sbuf, bias_sbuf, softplus):
     return step
 
 
-def advance(old, x_sbuf, step, a_sbuf, b_sbuf):
-    """exp(step a) old + step x b: the new states [P, T, N] @ SBUF, float32."""
-    partitions, depth, states = old.shape
+def advance(old, taken, step, a_sbuf, b_sbuf):
+    """exp(step a) old + taken b: the new states [P, T, N] @ SBUF, float32."""
+    _, depth, states = old.shape
     decay = nl.ndarray(old.shape, dtype=nl.float32, buffer=nl.sbuf)
     if states >= LONG_ROW:
         for t in range(depth):
@@ -133,8 +152,6 @@ def advance(old, x_sbuf, step, a_sbuf, b_sbuf):
         nisa.tensor_tensor(dst=decay, data1=a_sbuf, data2=steps, op=nl.multiply, engine=second_engine())
         nisa.activation(dst=decay, op=nl.exp, data=decay)
 
-    taken = nl.ndarray((partitions, depth), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=taken, data1=step, data2=x_sbuf, op=nl.multiply)
     new = nl.ndarray(old.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(
         dst=new,
@@ -148,15 +165,12 @@ def advance(old, x_sbuf, step, a_sbuf, b_sbuf):
     return new
 
 
-def read_out(new, c_sbuf):
-    """sum_n c[n] new[n]: [P, T] @ SBUF, float32."""
-    partitions, depth, _ = new.shape
+def read_out(y_sbuf, new, c_sbuf):
+    """Write sum_n c[n] new[n] to y [P, T] @ SBUF."""
     product = nl.ndarray(new.shape, dtype=nl.float32, buffer=nl.sbuf)
-    spread_c = c_sbuf.expand_dim(1).broadcast(1, depth)
+    spread_c = c_sbuf.expand_dim(1).broadcast(1, new.shape[1])
     nisa.tensor_tensor(dst=product, data1=new, data2=spread_c, op=nl.multiply, engine=second_engine())
-    y_sbuf = nl.ndarray((partitions, depth), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_reduce(dst=y_sbuf, op=nl.add, data=product, axis=2)
-    return y_sbuf
 
 
 def finish(y_sbuf, x_sbuf, d_sbuf, gate):

@@ -32,7 +32,8 @@ def bind(call: Any) -> Binding | None:
         return None
     given.apply_defaults()
     shapes = {
-        name: tuple(value.shape) if hasattr(value, "shape") else None for name, value in given.arguments.items()
+        name: tuple(value.shape) if hasattr(value, "shape") else None
+        for name, value in given.arguments.items()
     }
     state, b = shapes["state"], shapes["B"]
     if state is None or b is None or len(state) not in (3, 4):
@@ -115,7 +116,9 @@ def flops(*shapes: Any) -> int:
 
 def _case(name: str, kind: Any, scale: float = 1.0, style: Any = "normal", **sizes: int) -> Case:
     softplus = not sizes.get("bare")
-    return Case(name=name, kind=kind, sizes=sizes, attributes={"softplus": softplus}, scale=scale, style=style)
+    return Case(
+        name=name, kind=kind, sizes=sizes, attributes={"softplus": softplus}, scale=scale, style=style
+    )
 
 
 RECIPE = Recipe(
@@ -124,6 +127,7 @@ RECIPE = Recipe(
     schema="(Tensor state, Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias, "
     "bool softplus) -> (Tensor, Tensor)",
     operation="function",
+    mixed_dtypes=True,
     bind=bind,
     forward=forward,
     sequence_axes=(),

@@ -28,7 +28,9 @@ def selective_state_update(
     if softplus:
         dt = functional.softplus(dt)
     step = dt.to(wide)[..., None]
-    taken = (step * x.to(wide)[..., None]).reshape(batch, groups, channels // groups, 1) * b.to(wide)[:, :, None]
+    taken = (step * x.to(wide)[..., None]).reshape(batch, groups, channels // groups, 1) * b.to(wide)[
+        :, :, None
+    ]
     new = state.to(wide) * torch.exp(step * a.to(wide)) + taken.reshape(state.shape)
     grouped = new.to(c.dtype).reshape(batch, groups, channels // groups, states)
     y = (grouped @ c[..., None]).reshape(batch, channels)

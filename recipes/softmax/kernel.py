@@ -39,7 +39,7 @@ def softmax(x):
 
 def normalize_tile(out_hbm, x_hbm):
     """Softmax of [parts, R, C]. VectorE finds the maximum and scales, ScalarE exponentiates and sums at once."""
-    parts, each, columns = x_hbm.shape
+    parts, each, _ = x_hbm.shape
     x_sbuf = nl.ndarray(x_hbm.shape, dtype=x_hbm.dtype, buffer=nl.sbuf)
     nisa.dma_copy(dst=x_sbuf, src=x_hbm)
     negative_max = nl.ndarray((parts, each), dtype=nl.float32, buffer=nl.sbuf)

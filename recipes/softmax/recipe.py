@@ -78,6 +78,6 @@ RECIPE = Recipe(
         _case("tiny values", "stress", 16, 64, scale=1e-3),
         _case("large values", "stress", 16, 64, scale=30.0),
         _case("one stands out", "stress", 16, 64, style="one hot"),
-        _case("wide", "large", 20, 16384),
+        _case("wide", "large", 5, 16384),
     ),
 )

@@ -16,7 +16,7 @@ MAX_STATE_COLUMNS = 16384  # float32 columns of resident state in each partition
 
 
 @nki.jit
-def ssd(x, dt, a, b, c, d, dt_bias, initial, softplus, dt_low, dt_high):
+def ssd(x, dt, a, b, c, d=None, dt_bias=None, initial=None, softplus=False, dt_low=0.0, dt_high=3e38):
     """h_s = exp(step_s a) h_(s-1) + step_s b_s x_s and y_s = c_s h_s + d x_s, for every head and head dimension.
 
     Args:
@@ -206,9 +206,7 @@ def run_group(out, x, b, c, state, steps, constants, first_head, heads):
         c_turned.append(transpose(c_sbuf[:, part], constants))
     scores = nl.ndarray((tokens, tokens), dtype=nl.float32, buffer=nl.psum)  # b_j c_i at [j, i]
     for index in range(len(state)):
-        nisa.nc_matmul(
-            dst=scores, stationary=b_turned[index], moving=c_turned[index], accumulate=index > 0
-        )
+        nisa.nc_matmul(dst=scores, stationary=b_turned[index], moving=c_turned[index], accumulate=index > 0)
 
     block = max(1, min(nl.tile_size.psum_bank_fmax // head_dim, heads))
     for start_head in range(first_head, first_head + heads, block):
@@ -265,7 +263,9 @@ def weigh_pairs(scores, log_decay, constants):
             nisa.nc_matmul(dst=rows_psum[:, h, :], stationary=repeated, moving=identity, accumulate=False)
         decay = nl.ndarray((tokens, count, tokens), dtype=nl.float32, buffer=nl.sbuf)
         nisa.activation(dst=decay, op=nl.exp, data=rows_psum)
-        nisa.memset(dst=decay[:, :, 0:1], value=0.0, engine=second_engine())  # each head's product begins anew
+        nisa.memset(
+            dst=decay[:, :, 0:1], value=0.0, engine=second_engine()
+        )  # each head's product begins anew
         nisa.tensor_tensor_scan(
             dst=decay,
             data0=decay,
@@ -308,7 +308,7 @@ def add_within(y_sbuf, weights, stepped):
 
 def update_state(state, b_sbuf, decayed, whole, own):
     """state = whole state + sum_j b_j decayed_j, for the columns of the block's heads."""
-    tokens, heads, head_dim = decayed.shape
+    _, heads, head_dim = decayed.shape
     pmax = nl.tile_size.pmax
     columns = slice(own.start * head_dim, own.stop * head_dim)
     for index in range(len(state)):

@@ -79,7 +79,7 @@ def forward(
 
 
 def inputs(sizes: Mapping[str, int], draw: Any) -> tuple[Any, ...]:
-    """x, dt, a, b, c, d, dt_bias, initial; without the last three where `sizes` says `bare`, without the last unless `warm`."""
+    """x, dt, a, b, c, d, dt_bias, initial; the last only if `sizes` says `warm`, the last three not if it says `bare`."""
     batch, tokens, heads = sizes["B"], sizes["S"], sizes["H"]
     shared = (batch, tokens, sizes["G"], sizes["N"])
     x, dt = draw.normal((batch, tokens, heads, sizes["D"])), draw.normal((batch, tokens, heads))
@@ -91,9 +91,7 @@ def inputs(sizes: Mapping[str, int], draw: Any) -> tuple[Any, ...]:
     return x, dt, rates, b, c, draw.normal((heads,)), draw.normal((heads,)), initial
 
 
-def flops(
-    x: tuple[int, ...], dt: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], *rest: Any
-) -> int:
+def flops(x: tuple[int, ...], dt: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], *rest: Any) -> int:
     """Returns the operations of chunks of 128: scores per group; per head, values, reading and writing the state."""
     batch, tokens, heads, head_dim = x
     groups, states = b[2], b[3]
@@ -112,6 +110,7 @@ RECIPE = Recipe(
     schema="(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? dt_bias, Tensor? initial, "
     "bool softplus, float dt_low, float dt_high) -> (Tensor, Tensor)",
     operation="function",
+    mixed_dtypes=True,
     bind=bind,
     forward=forward,
     sequence_axes=(1, 1, None, 1, 1),

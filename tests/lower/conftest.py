@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from neuron_port.lower import KernelCall, decompose, emit, program_inputs
+from neuron_port.lower.interface import NARROWED
 from neuron_port.types import GraphInput, GraphOutput, GraphSpec, TensorSpec
 
 
@@ -89,7 +90,7 @@ def interface(
 
 def spec_of(tensor: torch.Tensor) -> TensorSpec:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return TensorSpec(shape=tuple(tensor.shape), dtype="int32" if dtype == "int64" else dtype)
+    return TensorSpec(shape=tuple(tensor.shape), dtype=NARROWED.get(dtype, dtype))
 
 
 class _Function(torch.nn.Module):

@@ -62,10 +62,17 @@ def test_a_norm_with_another_formula_is_refused_although_its_class_says_otherwis
 
 
 def test_another_activation_is_refused(registry):
-    """A gated MLP with tanh-approximated gelu is not one with silu; its projections are still linear."""
-    _, by_layer = decide(tiny(hidden_act="gelu_pytorch_tanh"), registry)
+    """A gated MLP with an activation that the kernel lacks is refused; its projections are still linear."""
+    _, by_layer = decide(tiny(hidden_act="tanh"), registry)
     assert "model.layers.0.mlp" not in by_layer
     assert by_layer["model.layers.0.mlp.gate_proj"].recipe == "linear"
+
+
+def test_the_activation_is_found_by_numbers(registry):
+    """A gated MLP with tanh-approximated gelu is bound with that activation and no other."""
+    _, by_layer = decide(tiny(hidden_act="gelu_pytorch_tanh"), registry)
+    assert by_layer["model.layers.0.mlp"].recipe == "gated_mlp"
+    assert by_layer["model.layers.0.mlp"].attributes["activation"] == "gelu_tanh"
 
 
 def test_biases_are_bound(registry):

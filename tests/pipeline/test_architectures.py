@@ -37,8 +37,8 @@ def gemma() -> Any:
 @pytest.mark.parametrize(
     ("config", "left", "served"),
     [
-        (gpt2, {"LayerNorm", "Conv1D"}, {"embedding", "attention_prefill", "residual_add"}),
-        (gemma, {"GemmaRMSNorm", "GemmaTextScaledWordEmbedding"}, {"linear", "attention_prefill", "rope"}),
+        (gpt2, {"LayerNorm", "Conv1D"}, {"embedding", "attention", "residual_add"}),
+        (gemma, {"GemmaRMSNorm", "GemmaTextScaledWordEmbedding"}, {"linear", "attention", "rope"}),
         pytest.param(
             qwen2, {"Qwen2RotaryEmbedding"}, {"linear", "rms_norm", "gated_mlp"}, marks=pytest.mark.slow
         ),

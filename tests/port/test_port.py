@@ -12,11 +12,18 @@ from neuron_port.port.export import export_graph
 from neuron_port.port.generate import Session
 from neuron_port.port.operators import register, use_backend
 from neuron_port.port.run import GraphRunner, WeightBank
+from neuron_port.walk.families import programs_of
+from neuron_port.walk.program import GraphShapes
 
 
 @pytest.fixture(scope="module")
 def model(tiny_llama_folder):
     return LlamaForCausalLM.from_pretrained(tiny_llama_folder, attn_implementation="eager").eval()
+
+
+def text(prompt):
+    """A prompt of token ids as a session takes it."""
+    return {"input_ids": torch.tensor([prompt])}
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +35,17 @@ def plan(tiny_walks, tiny_skeleton, registry):
 @pytest.fixture(scope="module")
 def exported(tiny_walks, tiny_skeleton, registry, plan):
     register(registry)
-    shapes = {"batch": 1, "sequence_length": 16, "cache_length": 32}
+    shapes = GraphShapes(batch=1, buckets=(16,), cache_length=32)
     return {
         item.graph.phase: export_graph(
-            tiny_skeleton, plan.by_layer(item.graph), registry, item.graph.phase, canonical=str, **shapes
+            tiny_skeleton,
+            lambda model, number=number: programs_of(model, shapes)[number],
+            plan.by_layer(item.graph),
+            registry,
+            stored=dict(tiny_skeleton.named_parameters()),
+            canonical=str,
         )
-        for item in tiny_walks
+        for number, item in enumerate(tiny_walks)
     }
 
 
@@ -52,7 +64,7 @@ def test_generates_what_transformers_generates(session, model):
         0, 5:
     ].tolist()
     running = session()
-    tokens = [int(running.start(prompt).argmax())]
+    tokens = [int(running.start(text(prompt)).argmax())]
     while len(tokens) < 8:
         tokens.append(int(running.advance(tokens[-1]).argmax()))
     assert tokens == expected
@@ -65,7 +77,7 @@ def test_caches_are_laid_out_as_transformers_has_them(session, model):
     """`Session.caches` gives back transformers' own keys and values."""
     running = session()
     prompt = [3, 1, 4, 1, 5, 9]
-    running.start(prompt)
+    running.start(text(prompt))
     with torch.no_grad():
         truth = model(torch.tensor([prompt]), use_cache=True).past_key_values
     for (keys, values), layer in zip(running.caches(), truth.layers, strict=True):
@@ -76,9 +88,9 @@ def test_caches_are_laid_out_as_transformers_has_them(session, model):
 def test_padding_of_the_bucket_does_not_matter(session):
     """A prompt gives the same logits whatever stands in the unused tail of an earlier cache."""
     running = session()
-    first = running.start([11, 12, 13])
-    running.start(list(range(16)))
-    assert torch.equal(running.start([11, 12, 13]), first)
+    first = running.start(text([11, 12, 13]))
+    running.start(text(list(range(16))))
+    assert torch.equal(running.start(text([11, 12, 13])), first)
 
 
 def test_no_matrix_product_is_left_outside_kernels(exported):
@@ -119,14 +131,14 @@ def test_a_backend_replaces_the_reference_while_it_is_chosen(registry):
 def test_a_prompt_longer_than_every_bucket_is_refused(session):
     """The sentence names both lengths and the cure."""
     with pytest.raises(UsageError, match="17 tokens, the largest bucket holds 16") as raised:
-        session().start(list(range(17)))
+        session().start(text(list(range(17))))
     assert "--buckets" in str(raised.value.hint)
 
 
 def test_a_full_cache_is_refused(session):
     """Decoding past the last slot is an error, not a wrong answer."""
     running = session()
-    running.start(list(range(16)))
+    running.start(text(list(range(16))))
     for _ in range(16):
         running.advance(1)
     with pytest.raises(UsageError, match="fills all 32 cache slots"):

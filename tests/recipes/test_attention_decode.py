@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from neuron_port.registry import Registry
 from neuron_port.simulator import KernelRun, load_kernel_source, run_kernel
+from neuron_port.simulator.timing import predict
 from neuron_port.types import TensorSpec
 
 SBUF_LIMIT_BYTES = (192 - 16) * 1024  # gen2, per partition, less what the compiler keeps
@@ -31,8 +33,8 @@ def draw(
     return [*arrays, drawn.astype(np.int32)]
 
 
-def run(arrays: list[np.ndarray], scale: float, target: str = "inf2") -> KernelRun:
-    return run_kernel(KERNEL, *arrays, scale=scale, target=target)
+def run(arrays: list[Any], scale: float, target: str = "inf2", **options: Any) -> KernelRun:
+    return run_kernel(KERNEL, *arrays, scale=scale, target=target, **options)
 
 
 def attended(
@@ -116,12 +118,38 @@ def test_heads_share_the_softmax() -> None:
     assert len(large) - len(small) == 2 * batch * chunks * (4 - 2)
 
 
-@pytest.mark.parametrize("sizes", [(1, 32, 8, 128, 8192), (1, 64, 64, 128, 2048), (4, 32, 32, 64, 4096)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 32, 8, 128, 8192), (1, 64, 64, 128, 2048), (4, 32, 32, 64, 4096), (1, 16, 8, 256, 8192)]
+)
 def test_memory_stays_bounded(sizes: tuple[int, ...]) -> None:
     """The cache passes through SBUF in blocks: room remains for a second one in flight."""
     finished = run(draw(*sizes), 0.1)
     assert finished.peak_sbuf_bytes + 32 * 1024 <= SBUF_LIMIT_BYTES
     assert finished.peak_psum_banks <= 4
+
+
+def test_values_come_in_long_pieces() -> None:
+    """Neighbouring slots lie on one partition: a block of values is moved in pieces of kilobytes, not of one slot."""
+    q, keys, values, positions = draw(1, 8, 2, 64, 4096)
+    finished = run([q, keys, values, positions], 0.1, "trn2")
+    timeline = predict(finished)
+    loads = [item for item in timeline.scheduled if item.lane == "dma" and item.transfer_bytes > 100_000]
+    assert sum(item.transfer_bytes for item in loads) == keys.nbytes + values.nbytes
+    assert min(item.descriptor_bytes for item in loads) >= 2048
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [({"window_before": 10}, 140), ({"chunk_size": 64}, 128), ({"chunk_size": 49, "window_before": 1}, 149)],
+)
+def test_a_rule_hides_earlier_slots(options: dict[str, int], first: int) -> None:
+    """At position 150 each rule lets a query see the slots from `first` on: earlier ones may hold anything."""
+    q, keys, values, positions = draw(1, 4, 2, 32, 200, [150])
+    before = run([q, keys, values, positions], 0.2, **options).outputs[0]
+    keys[..., :first], values[:, :, :first] = 1e30, -1e30
+    np.testing.assert_array_equal(run([q, keys, values, positions], 0.2, **options).outputs[0], before)
+    values[:, :, first] += 1.0
+    assert not np.array_equal(run([q, keys, values, positions], 0.2, **options).outputs[0], before)
 
 
 def call(*shapes: tuple[int, ...], **attributes: object) -> SimpleNamespace:
@@ -133,10 +161,21 @@ def call(*shapes: tuple[int, ...], **attributes: object) -> SimpleNamespace:
 Q, K, V, POSITIONS = (2, 8, 1, 64), (2, 2, 64, 32), (2, 2, 32, 64), (2,)
 
 
-def test_bind_takes_the_calls_own_scale() -> None:
-    """The scale is the call's, or 1 / sqrt(D) where the call leaves it open."""
-    assert RECIPE.recipe.bind(call(Q, K, V, POSITIONS, scaling=0.5)).attributes == {"scale": 0.5}
-    assert RECIPE.recipe.bind(call(Q, K, V, POSITIONS)).attributes == {"scale": 0.125}
+PLAIN = {"scale": 0.125, "softcap": None, "window_before": None, "chunk_size": None}
+
+
+def test_bind_takes_what_the_call_says() -> None:
+    """Scale, rules and cap are the call's; what it leaves open is no bound, and the scale 1 / sqrt(D)."""
+    assert RECIPE.recipe.bind(call(Q, K, V, POSITIONS)).attributes == PLAIN
+    said = {"window_before": 3, "chunk_size": 8, "softcap": 30.0}
+    found = RECIPE.recipe.bind(call(Q, K, V, POSITIONS, scaling=0.5, **said))
+    assert found.attributes == {**PLAIN, **said, "scale": 0.5}
+
+
+def test_bind_accepts_biases_sinks_and_narrow_values() -> None:
+    """Additive biases over the slots, sinks, and values of another head size are bound."""
+    biases = ((2, 1, 1, 32), (1, 8, 1, 32))
+    assert RECIPE.recipe.bind(call(Q, K, (2, 2, 32, 48), POSITIONS, *biases, (8,))) is not None
 
 
 @pytest.mark.parametrize(
@@ -146,28 +185,37 @@ def test_bind_takes_the_calls_own_scale() -> None:
         pytest.param(call((2, 8, 2, 64), K, V, POSITIONS), id="two tokens"),
         pytest.param(call((2, 9, 1, 64), K, V, POSITIONS), id="uneven groups"),
         pytest.param(call((2, 130, 1, 64), K, V, POSITIONS), id="more than 128 heads"),
-        pytest.param(call(Q, K, V, POSITIONS, sliding_window=16), id="sliding window"),
+        pytest.param(call(Q, K, V, POSITIONS, (2, 1, 32, 32)), id="a bias of many queries"),
         pytest.param(call(Q, K, V, (1,)), id="positions of another batch"),
     ],
 )
 def test_bind_refuses(refused: SimpleNamespace) -> None:
-    """Anything else than plain attention of one token over its cache is not bound."""
+    """Anything else than attention of one token over its cache is not bound."""
     assert RECIPE.recipe.bind(refused) is None
 
 
-def test_a_decode_step_equals_the_last_row_of_prefill() -> None:
+@pytest.mark.parametrize(
+    "rules", [{}, {"window_before": 2}, {"chunk_size": 3}, {"softcap": 2.0}, {"sinks": True}, {"bias": True}]
+)
+def test_a_decode_step_equals_the_last_row_of_prefill(rules: dict[str, Any]) -> None:
     """`forward` over a cache filled with a prompt gives what prefill attention gives its last token."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 6, 5, 8, generator=generator)
     k, v = torch.randn(2, 2, 3, 5, 8, generator=generator).unbind(0)
-    prefill = Registry()["attention_prefill"]
-    expected, _ = prefill.recipe.forward(prefill.reference, {}, {"scale": 0.3}, None, q, k, v, None)
+    bias = torch.randn(2, 1, 1, 16, generator=generator) if rules.get("bias") else None
+    sinks = torch.randn(6, generator=generator) if rules.get("sinks") else None
+    options = {**PLAIN, "scale": 0.3, **{name: rule for name, rule in rules.items() if name in PLAIN}}
+    prefill = Registry()["attention"]
+    expected, _ = prefill.recipe.forward(
+        prefill.reference, {}, {"is_causal": True, **options}, None, q, k, v,
+        None if bias is None else bias[..., :5], s_aux=sinks,
+    )  # fmt: skip
 
     k_cache, v_cache = torch.full((2, 3, 8, 16), 7.0), torch.full((2, 3, 16, 8), 7.0)
     k_cache[..., :5], v_cache[:, :, :5] = k.transpose(2, 3), v
     positions = torch.tensor([4, 4], dtype=torch.int32)
     out, weights = RECIPE.recipe.forward(
-        RECIPE.reference, {}, {"scale": 0.3}, None, q[:, :, -1:], k_cache, v_cache, positions
+        RECIPE.reference, {}, options, None, q[:, :, -1:], k_cache, v_cache, positions, bias, s_aux=sinks
     )
     torch.testing.assert_close(out, expected[:, -1:], rtol=0, atol=1e-6)
     assert weights is None

@@ -91,27 +91,46 @@ def test_memory_stays_bounded(sizes: tuple[int, ...]) -> None:
     assert 2 * run(draw(*sizes)).peak_sbuf_bytes <= SBUF_LIMIT_BYTES
 
 
-def test_bind_accepts_the_half_rotation() -> None:
-    """Tables of one batch row, heads on axis 1, an even head dimension: bound without attributes."""
-    assert RECIPE.recipe.bind(Call((2, 8, 5, 64), (2, 2, 5, 64), (1, 5, 64), (1, 5, 64))) == Binding()
+def test_bind_offers_the_half_rotation_first() -> None:
+    """Tables of one batch row, heads on axis 1, an even head dimension: half rotation is tried first."""
+    first = RECIPE.recipe.bind(Call((2, 8, 5, 64), (2, 2, 5, 64), (1, 5, 64), (1, 5, 64)))[0]
+    assert first == Binding(attributes={"pairs": "half", "tables": "halves", "heads_axis": 1})
+
+
+@pytest.mark.parametrize(
+    ("call", "axes"),
+    [
+        pytest.param(Call((2, 8, 5, 64), (2, 2, 5, 64), (1, 5, 64), (1, 5, 64)), {1}, id="axis 1"),
+        pytest.param(Call((2, 5, 8, 64), (2, 5, 2, 64), (1, 5, 64), (1, 5, 64)), {2}, id="axis 2"),
+        pytest.param(Call((5, 8, 64), (5, 8, 64), (5, 64), (5, 64)), {2}, id="no batch"),
+        pytest.param(Call((2, 5, 5, 64), (2, 5, 5, 64), (1, 5, 64), (1, 5, 64)), {1, 2}, id="either"),
+        pytest.param(
+            Call((2, 5, 5, 8), (2, 5, 5, 8), (1, 5, 8), (1, 5, 8), unsqueeze_dim=2),
+            {2},
+            id="said by the call",
+        ),
+    ],
+)
+def test_bind_finds_the_axis_of_the_heads(call: Call, axes: set[int]) -> None:
+    """Heads are on the axis that leaves the tables' tokens on the other one."""
+    assert {binding.attributes["heads_axis"] for binding in RECIPE.recipe.bind(call)} == axes
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        pytest.param(Call((2, 8, 5, 64), (2, 2, 5, 64), (1, 5, 32), (1, 5, 32)), id="partial rotation"),
         pytest.param(Call((2, 8, 5, 63), (2, 2, 5, 63), (1, 5, 63), (1, 5, 63)), id="odd head dimension"),
-        pytest.param(Call((2, 5, 8, 64), (2, 5, 2, 64), (1, 5, 64), (1, 5, 64)), id="heads on axis 2"),
         pytest.param(
-            Call((2, 8, 5, 8), (2, 2, 5, 8), (1, 5, 8), (1, 5, 8), unsqueeze_dim=2), id="unsqueeze_dim"
+            Call((2, 8, 5, 32), (2, 2, 5, 32), (1, 5, 64), (1, 5, 64)), id="tables wider than heads"
         ),
         pytest.param(
             Call((2, 8, 5, 64), (2, 2, 5, 64), (3, 5, 64), (3, 5, 64)), id="tables of another batch"
         ),
+        pytest.param(Call((2, 8, 5, 64), (2, 2, 5, 64), (1, 5, 64), (1, 5, 32)), id="unlike tables"),
     ],
 )
 def test_bind_refuses(call: Call) -> None:
-    """Anything else than a half rotation over the whole head is not bound."""
+    """What the tables cannot turn is not bound."""
     assert RECIPE.recipe.bind(call) is None
 
 

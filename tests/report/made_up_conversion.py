@@ -145,7 +145,7 @@ def plan(*graphs: LayerGraph) -> MatchPlan:
         "Linear": "linear",
         "LlamaMLP": "gated_mlp",
         "rope": "rope",
-        "attention": "attention_prefill",
+        "attention": "attention",
         "attention_decode": "attention_decode",
         "add": "residual_add",
     }

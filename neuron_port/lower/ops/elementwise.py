@@ -34,7 +34,15 @@ UNARY = {
     aten.tanh.default: "tanh",
 }
 BINARY = {
+    aten.__lshift__.Scalar: "shift-left",
+    aten.__lshift__.Tensor: "shift-left",
+    aten.__rshift__.Scalar: "shift-right-arithmetic",
+    aten.__rshift__.Tensor: "shift-right-arithmetic",
     aten.atan2.default: "atan2",
+    aten.bitwise_left_shift.Tensor: "shift-left",
+    aten.bitwise_left_shift.Tensor_Scalar: "shift-left",
+    aten.bitwise_right_shift.Tensor: "shift-right-arithmetic",
+    aten.bitwise_right_shift.Tensor_Scalar: "shift-right-arithmetic",
     aten.bitwise_and.Scalar: "and",
     aten.bitwise_and.Tensor: "and",
     aten.bitwise_or.Scalar: "or",

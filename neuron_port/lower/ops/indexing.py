@@ -8,11 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from neuron_port.errors import LoweringError
-from neuron_port.lower.builder import Builder, Value, broadcast_shape
+from neuron_port.lower.builder import FLOATS, Builder, Value, broadcast_shape, identity
 from neuron_port.lower.module import Shape
+from neuron_port.lower.ops.reduction import running_sum
 from neuron_port.lower.registry import Number, as_value, lowers
 
 aten = torch.ops.aten
+PAIRS_LIMIT = 1 << 24  # of a place and an update that are compared
+SCATTER_BY_SELECTION_LIMIT = 64  # beyond it, a choice for each index costs more than a scatter
 
 
 @lowers(aten.embedding.default)
@@ -50,10 +53,28 @@ def _gather(b: Builder, x: Value, axes: Sequence[int], starts: Value, place: int
 
 @lowers(aten.index.Tensor)
 def index(b: Builder, out: Shape, x: Value, indices: Sequence[Value | None]) -> Value:
-    """NumPy's advanced indexing with integer tensors; None keeps an axis."""
+    """NumPy's advanced indexing with integer tensors; None keeps an axis.
+
+    A mask alone is possible where the number of its true elements is known, as it is when the result meets a tensor
+    of static shape.
+    """
+    if len(indices) == 1 and indices[0] is not None and indices[0].dtype == "bool":
+        return _masked_rows(b, x, indices[0], out.dimensions)
     axes, starts = _index_vectors(b, x, indices)
     adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
     return _gather(b, x, axes, starts, axes[0] if adjacent else 0)
+
+
+def _masked_rows(b: Builder, x: Value, mask: Value, shape: tuple[int, ...]) -> Value:
+    """The rows under the mask, in order: row k stands where k + 1 true elements have been counted first."""
+    size, count = math.prod(mask.shape), shape[0]
+    flat = b.convert(b.reshape(mask, [size]), "int32")
+    counted = running_sum(b, flat, 0)
+    table = [count, size]
+    passed = b.compare("LE", b.broadcast_in_dim(counted, table, [1]), b.iota("int32", table, 0))
+    places = b.reduce("add", b.convert(passed, "int32"), [1])
+    places = b.elementwise("minimum", places, b.constant(size - 1, "int32"))
+    return _take(b, b.reshape(x, [size, *x.shape[mask.rank :]]), 0, places)
 
 
 def _index_vectors(b: Builder, x: Value, indices: Sequence[Value | None]) -> tuple[list[int], Value]:
@@ -99,8 +120,29 @@ def _element_positions(b: Builder, x: Value, axis: int, index: Value) -> Value:
     return b.concatenate([b.reshape(column, [*index.shape, 1]) for column in columns], index.rank)
 
 
+def _write_slices(b: Builder, x: Value, axis: int, starts: Value, updates: Value) -> Value:
+    """Overwrite slices of integers: each place finds the last update that names it, and takes it.
+
+    NeuronCore-v3 scatters no integers (error-codes/EVRF060).
+    """
+    count = math.prod(starts.shape[:-1])
+    size = x.shape[axis]
+    table = [count, size]
+    named = b.broadcast_in_dim(b.reshape(starts, [count]), table, [0])
+    hit = b.compare("EQ", named, b.iota("int32", table, 1))
+    last = b.reduce("maximum", b.select(hit, b.iota("int32", table, 0), b.constant(-1, "int32")), [0])
+    flat = b.reshape(updates, [count, *updates.shape[starts.rank - 1 :]])
+    taken = _take(b, flat, 0, b.elementwise("maximum", last, b.constant(0, "int32")))
+    taken = b.transpose(taken, [*range(1, axis + 1), 0, *range(axis + 1, x.rank)])
+    written = b.compare("GE", last, b.constant(0, "int32"))
+    return b.select(b.broadcast_in_dim(written, x.shape, [axis]), taken, x)
+
+
 def _scatter(b: Builder, x: Value, axes: Sequence[int], starts: Value, updates: Value, combine: str) -> Value:
     """Write `updates` [*starts.shape[:-1], *window] at `starts`; combine "second" overwrites."""
+    pairs = math.prod(starts.shape[:-1]) * x.shape[axes[0]]
+    if combine == "second" and x.dtype not in FLOATS and len(axes) == 1 and pairs <= PAIRS_LIMIT:
+        return _write_slices(b, x, axes[0], starts, updates)
     batch = starts.rank - 1
     numbers = {
         "update_window_dims": list(range(batch, updates.rank)),
@@ -134,25 +176,76 @@ def scatter_add(b: Builder, out: Shape, x: Value, dim: int, index: Value, source
 def _scatter_elements(
     b: Builder, x: Value, dim: int, index: Value, source: Value | Number, combine: str
 ) -> Value:
+    """A few indices along an axis are compared with the places of that axis: no scatter, and integers stay exact."""
     updates = (
         b.broadcast(b.constant(source, x.dtype), index.shape) if not isinstance(source, Value) else source
     )
     for axis, size in enumerate(index.shape):  # torch reads only the part of the source that the index covers
         updates = b.slice(updates, axis, 0, size)
+    axis = dim % x.rank if x.rank else 0
+    others_full = index.shape[:axis] + index.shape[axis + 1 :] == x.shape[:axis] + x.shape[axis + 1 :]
+    if (
+        x.rank
+        and others_full
+        and index.shape[axis] <= SCATTER_BY_SELECTION_LIMIT
+        and combine in _BY_SELECTION
+    ):
+        return _select_elements(b, x, axis, index, b.convert(updates, x.dtype), combine)
     starts = _element_positions(b, x, dim % x.rank, index)
     return _scatter(b, x, range(x.rank), starts, b.convert(updates, x.dtype), combine)
+
+
+_BY_SELECTION = ("second", "add", "maximum", "minimum", "multiply")
+
+
+def _select_elements(b: Builder, x: Value, axis: int, index: Value, updates: Value, combine: str) -> Value:
+    """One index after another: where a place along the axis is the index, its update is combined."""
+    places = b.iota("int32", x.shape, axis)
+    positions = b.convert(index, "int32")
+    for number in range(index.shape[axis]):
+        hit = b.compare("EQ", places, b.slice(positions, axis, number, number + 1))
+        update = b.slice(updates, axis, number, number + 1)
+        x = b.select(hit, update if combine == "second" else b.elementwise(combine, x, update), x)
+    return x
+
+
+@lowers(aten.scatter_reduce.two)
+def scatter_reduce(
+    b: Builder,
+    out: Shape,
+    x: Value,
+    dim: int,
+    index: Value,
+    source: Value,
+    reduce: str,
+    include_self: bool = True,
+) -> Value:
+    """Without `include_self`, elements that are written start from the reduction's identity."""
+    combine = {"sum": "add", "prod": "multiply", "amax": "maximum", "amin": "minimum"}[reduce]
+    if not include_self:
+        x = _scatter_elements(b, x, dim, index, identity(combine, x.dtype), "second")
+    return _scatter_elements(b, x, dim, index, source, combine)
 
 
 @lowers(aten.index_put.default)
 def index_put(
     b: Builder, out: Shape, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False
 ) -> Value:
+    """The indexed axes are brought to the front for the scatter, and back."""
     axes, starts = _index_vectors(b, x, indices)
-    if axes != list(range(len(axes))):
-        raise NotImplementedError(f"index_put on axes {axes}, not the leading ones")
-    shape = [*starts.shape[:-1], *x.shape[len(axes) :]]
+    kept = [axis for axis in range(x.rank) if axis not in axes]
+    order = axes + kept
+    batch = list(starts.shape[:-1])
+    adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
+    place = axes[0] if adjacent else 0  # where the positions' axes stand in x[indices], and so in the values
+    shape = [*(x.shape[axis] for axis in kept)]
+    shape[place:place] = batch
     updates = b.broadcast(b.convert(values, x.dtype), shape)
-    return _scatter(b, x, axes, starts, updates, "add" if accumulate else "second")
+    moved = [*range(place, place + len(batch)), *range(place), *range(place + len(batch), len(shape))]
+    combine = "add" if accumulate else "second"
+    leading = list(range(len(axes)))
+    written = _scatter(b, b.transpose(x, order), leading, starts, b.transpose(updates, moved), combine)
+    return b.transpose(written, [order.index(axis) for axis in range(x.rank)])
 
 
 @lowers(aten.index_add.default)

@@ -55,21 +55,26 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Value:
-    """x: [N, C, spatial..], weight: [O, C / groups, spatial..]."""
-    if transposed:
-        raise NotImplementedError("transposed convolution")
+    """x: [N, C, spatial..], weight: [O, C / groups, spatial..]; transposed: [C, O / groups, spatial..]."""
     spatial = list(range(2, x.rank))
-    window = [
-        {
-            "size": weight.shape[axis],
-            "stride": _each(stride, axis),
-            "padding_low": _each(padding, axis),
-            "padding_high": _each(padding, axis),
-            "window_dilation": _each(dilation, axis),
-            "base_dilation": 1,
-        }
-        for axis in spatial
-    ]
+    if transposed:
+        weight = _transposed_weight(b, weight, groups)
+    window = []
+    for axis in spatial:
+        size, gap, edge = weight.shape[axis], _each(dilation, axis), _each(padding, axis)
+        reach = gap * (size - 1) - edge
+        low, high = (reach, reach + _each(output_padding, axis)) if transposed else (edge, edge)
+        step = _each(stride, axis)
+        window.append(
+            {
+                "size": size,
+                "stride": 1 if transposed else step,
+                "padding_low": low,
+                "padding_high": high,
+                "window_dilation": gap,
+                "base_dilation": step if transposed else 1,
+            }
+        )
     numbers = {
         "input_feature_dimension": 1,
         "kernel_input_feature_dimension": 1,
@@ -91,6 +96,15 @@ def convolution(
     if bias is None:
         return result
     return b.elementwise("add", result, b.broadcast_in_dim(bias, out.dimensions, [1]))
+
+
+def _transposed_weight(b: Builder, weight: Value, groups: int) -> Value:
+    """[C, O / groups, spatial..] as the weight of the convolution that spreads out: [O, C / groups, spatial..]."""
+    channels, outputs, *sizes = weight.shape
+    grouped = b.reshape(weight, [groups, channels // groups, outputs, *sizes])
+    turned = b.transpose(grouped, [0, 2, 1, *range(3, grouped.rank)])
+    flat = b.reshape(turned, [groups * outputs, channels // groups, *sizes])
+    return b.op("reverse", flat.dtype, flat.shape, flat, dimensions=list(range(2, flat.rank)))
 
 
 def _each(values: Sequence[int], axis: int) -> int:

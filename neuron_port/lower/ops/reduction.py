@@ -112,7 +112,7 @@ def any_(
     return b.reduce("or", b.convert(x, "bool"), _axes(x, dim), keepdim)
 
 
-@lowers(aten.all.default, aten.all.dim, aten.all.dims)
+@lowers(aten.all.default, aten.all.dim, aten.all.dims, aten._is_all_true.default)
 def all_(
     b: Builder, out: Shape, x: Value, dim: int | Sequence[int] | None = None, keepdim: bool = False
 ) -> Value:
@@ -166,13 +166,15 @@ def native_layer_norm(
 
 @lowers(aten.cumsum.default)
 def cumsum(b: Builder, out: Shape, x: Value, dim: int) -> Value:
-    """log2(n) shifted adds: neither reduce-window nor a scan is sure to compile on Neuron."""
-    if not x.rank:
-        return b.convert(x, out.dtype)
-    axis, total, step = dim % x.rank, _wide(b, x), 1
-    while step < x.shape[axis]:
-        low, high = [0] * x.rank, [0] * x.rank
+    return b.convert(running_sum(b, _wide(b, x), dim % x.rank) if x.rank else x, out.dtype)
+
+
+def running_sum(b: Builder, total: Value, axis: int) -> Value:
+    """log2(n) shifted adds along an axis: neither reduce-window nor a scan is sure to compile on Neuron."""
+    step = 1
+    while step < total.shape[axis]:
+        low, high = [0] * total.rank, [0] * total.rank
         low[axis], high[axis] = step, -step
         total = b.elementwise("add", total, b.pad(total, low, high, 0))
         step *= 2
-    return b.convert(total, out.dtype)
+    return total

@@ -1,7 +1,7 @@
 """Where the largest elements are: argmax, top-k, sort.
 
-argmax and small top-k use only compare, select and reduce, so that the very same graph runs on XLA-CPU and on
-Neuron, where HLO `sort` is refused. Equal elements are taken in order of their index.
+All of it up to a size uses only compare, select and reduce, so that the very same graph runs on XLA-CPU and on Neuron,
+where HLO `sort` is refused. Equal elements are taken in order of their index.
 """
 
 from __future__ import annotations
@@ -16,7 +16,40 @@ from neuron_port.lower.registry import lowers
 
 aten = torch.ops.aten
 
+SORT_BY_RANKING_LIMIT = 1 << 24  # pairs that are compared
 TOPK_BY_SELECTION_LIMIT = 64  # beyond it, k passes over the data cost more than a sort
+
+
+def _ranked(b: Builder, x: Value, axis: int, descending: bool) -> tuple[Value, Value]:
+    """An element's rank is the number of those before it; each place of the result keeps the one of that rank.
+
+    Two tables of [.., n, n], no sort, no gather. Numbers only: NaN has no rank.
+    """
+    size = x.shape[axis]
+    order = [*(other for other in range(x.rank) if other != axis), axis]
+    last = b.transpose(x, order)
+    square = [*last.shape, size]
+    low = last.rank - 1
+    mine = b.broadcast_in_dim(last, square, range(last.rank))  # [.., i, j]: element i
+    other = b.broadcast_in_dim(last, square, [*range(low), low + 1])  # element j
+    ahead = b.compare("GT" if descending else "LT", other, mine)
+    earlier = b.compare("LT", b.iota("int32", square, low + 1), b.iota("int32", square, low))
+    tied = b.elementwise("and", b.compare("EQ", other, mine), earlier)
+    before = b.convert(b.elementwise("or", ahead, tied), "int32")
+    rank = b.reduce("add", before, [low + 1], keep=True)
+    here = b.compare("EQ", rank, b.iota("int32", square, low + 1))  # [.., i, place]
+    values = _kept(b, here, mine, low)
+    indices = _kept(b, here, b.iota("int32", square, low), low)
+    back = [order.index(other) for other in range(x.rank)]
+    return b.transpose(values, back), b.transpose(indices, back)
+
+
+def _kept(b: Builder, chosen: Value, candidates: Value, axis: int) -> Value:
+    """The one chosen element along an axis: all others count as nothing."""
+    if candidates.dtype == "bool":
+        return b.reduce("or", b.elementwise("and", chosen, candidates), [axis])
+    nothing = b.constant(0, candidates.dtype)
+    return b.reduce("add", b.select(chosen, candidates, nothing), [axis])
 
 
 def _first_index(b: Builder, hits: Value, positions: Value, axis: int) -> Value:
@@ -105,6 +138,9 @@ def sort_stable(
 
 
 def _sorted(b: Builder, x: Value, axis: int, descending: bool) -> tuple[Value, Value]:
+    """By comparing every pair where there are few enough; beyond, HLO's sort, which runs on the CPU only."""
+    if math.prod(x.shape) * x.shape[axis] <= SORT_BY_RANKING_LIMIT:
+        return _ranked(b, x, axis, descending)
     positions = b.iota("int32", x.shape, axis)
     parts = (Shape(x.dtype, x.shape), Shape("int32", x.shape))
     pair = b.add(

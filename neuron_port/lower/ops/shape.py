@@ -159,9 +159,25 @@ def slice_scatter(
     axis = dim % x.rank
     first, _, _ = slice(start, end).indices(x.shape[axis])
     if step != 1:
-        raise NotImplementedError(f"step {step}")
+        return _scatter_by_steps(b, x, b.convert(source, x.dtype), axis, first, step)
     starts = [b.constant(first if index == axis else 0, "int32") for index in range(x.rank)]
     return b.op("dynamic-update-slice", x.dtype, x.shape, x, b.convert(source, x.dtype), *starts)
+
+
+def _scatter_by_steps(b: Builder, x: Value, source: Value, axis: int, first: int, step: int) -> Value:
+    """Spread the source out to the places that it takes, and choose it there."""
+    count, size = source.shape[axis], x.shape[axis]
+    if not count:
+        return x
+    nothing = [0] * x.rank
+    low, high, between = list(nothing), list(nothing), list(nothing)
+    between[axis] = step - 1
+    low[axis] = first
+    high[axis] = size - first - (count - 1) * step - 1
+    spread = b.pad(source, low, high, 0, between)
+    ones = b.pad(b.filled(1, "int32", [count]), [first], [high[axis]], 0, [step - 1])
+    taken = b.broadcast_in_dim(b.convert(ones, "bool"), x.shape, [axis])
+    return b.select(taken, spread, x)
 
 
 @lowers(aten.copy.default)

@@ -7,7 +7,15 @@ compile. Importing this package registers all of them.
 
 from __future__ import annotations
 
-from neuron_port.lower.rewrites import elementwise, experts, normalization, pooling, resampling, scans, selection
+from neuron_port.lower.rewrites import (
+    elementwise,
+    experts,
+    normalization,
+    pooling,
+    resampling,
+    scans,
+    selection,
+)
 from neuron_port.lower.rewrites.table import REWRITES, TORCH_DECOMPOSES
 
 __all__ = [

@@ -67,6 +67,30 @@ def erfc(x: torch.Tensor) -> torch.Tensor:
     return 1 - torch.erf(x)
 
 
+@rewrites(aten.fmax.default)
+def fmax(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The larger one; where one is no number, the other."""
+    return torch.where(torch.isnan(x), y, torch.where(torch.isnan(y), x, torch.maximum(x, y)))
+
+
+@rewrites(aten.fmin.default)
+def fmin(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.isnan(x), y, torch.where(torch.isnan(y), x, torch.minimum(x, y)))
+
+
+@rewrites(aten.round.decimals)
+def round_decimals(x: torch.Tensor, *, decimals: int) -> torch.Tensor:
+    factor = 10.0 ** abs(decimals)
+    return torch.round(x * factor) / factor if decimals > 0 else torch.round(x / factor) * factor
+
+
+@rewrites(aten.addbmm.default)
+def addbmm(
+    x: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    return beta * x + alpha * torch.bmm(left, right).sum(0)
+
+
 @rewrites(aten._cdist_forward.default)
 def cdist(left: torch.Tensor, right: torch.Tensor, p: float, mode: int | None) -> torch.Tensor:
     """[.., M, K], [.., N, K] -> [.., M, N]."""

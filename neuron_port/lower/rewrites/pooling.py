@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from neuron_port.lower.rewrites.table import rewrites
+from neuron_port.lower.rewrites.table import limits, rewrites
 
 aten = torch.ops.aten
 
@@ -49,7 +49,11 @@ class _Windows:
         """x with room for every window at both ends of every axis."""
         edges: list[int] = []
         for axis in reversed(range(len(self.kernel))):
-            last = (self.counts[axis] - 1) * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            last = (
+                (self.counts[axis] - 1) * self.stride[axis]
+                + self.dilation[axis] * (self.kernel[axis] - 1)
+                + 1
+            )
             edges += [self.padding[axis], max(0, last - self.sizes[axis] - self.padding[axis])]
         return torch.nn.functional.pad(x, edges, value=fill) if any(edges) else x
 
@@ -62,9 +66,7 @@ class _Windows:
             start = place * self.dilation[axis]
             stop = start + (self.counts[axis] - 1) * self.stride[axis] + 1
             dim = axis - len(self.kernel)
-            padded = padded.narrow(dim, start, stop - start)[
-                (..., slice(None, None, self.stride[axis]), *[slice(None)] * (-dim - 1))
-            ]
+            padded = aten.slice.Tensor(padded, dim, start, stop, self.stride[axis])
         return padded
 
     def positions(self, offset: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -109,8 +111,7 @@ def max_pool(
         _sizes(dilation, rank),
         ceil_mode,
     )
-    lowest = torch.finfo(x.dtype).min if x.dtype.is_floating_point else torch.iinfo(x.dtype).min
-    padded = windows.padded(x, lowest)
+    padded = windows.padded(x, limits(x.dtype).min)
     best, places = None, None
     for offset in windows.offsets():
         candidate, position = windows.slices(padded, offset), windows.positions(offset, x.device)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from neuron_port.lower.rewrites.table import rewrites
+from neuron_port.lower.rewrites.table import REWRITES, rewrites
 
 aten = torch.ops.aten
 Weights = Callable[[int, int, float, torch.device], torch.Tensor]
@@ -60,7 +60,11 @@ def _antialiased(kernel: Callable[[torch.Tensor], torch.Tensor], reach: float) -
 
 
 def _resized(
-    x: torch.Tensor, output: Sequence[int], scales: Sequence[float | None], weights: Weights, aligned: bool = False
+    x: torch.Tensor,
+    output: Sequence[int],
+    scales: Sequence[float | None],
+    weights: Weights,
+    aligned: bool = False,
 ) -> torch.Tensor:
     result = x.to(torch.float32)
     for axis, (count, factor) in enumerate(zip(output, scales, strict=True)):
@@ -117,28 +121,56 @@ def upsample_bicubic2d_antialiased(
     return _resized(x, size, [high, wide], _antialiased(_cubic, 2.0))
 
 
-def _from_scales(operator: Any, rank: int, with_alignment: bool) -> None:
-    """The `.vec` form, which gives the size or the factors, through the form that gives both."""
+@rewrites(aten.upsample_nearest1d.default, aten.upsample_nearest2d.default, aten.upsample_nearest3d.default)
+def upsample_nearest(x: torch.Tensor, size: Sequence[int], *factors: float | None) -> torch.Tensor:
+    """Whole factors repeat elements in place; others take them at their positions."""
+    scales = factors or (None,) * len(size)
+    for axis, (count, factor) in enumerate(zip(size, scales, strict=True)):
+        dim = axis - len(size)
+        length = x.shape[dim]
+        if count % length == 0 and factor in (None, count / length):
+            x = _repeated(x, dim, count // length)
+        else:
+            scale = 1.0 / factor if factor else length / count
+            places = (torch.arange(count, dtype=torch.float32, device=x.device) * scale).to(torch.int64)
+            x = x.index_select(x.dim() + dim, places.clamp(max=length - 1))
+    return x
+
+
+def _repeated(x: torch.Tensor, dim: int, times: int) -> torch.Tensor:
+    """Every element of an axis `times` times in a row."""
+    axis = x.dim() + dim
+    shape = list(x.shape)
+    widened = x.unsqueeze(axis + 1).expand(*shape[: axis + 1], times, *shape[axis + 1 :])
+    shape[axis] *= times
+    return widened.reshape(shape)
+
+
+def _sized(function: Callable[..., Any], rank: int, with_alignment: bool) -> Callable[..., Any]:
+    """The `.vec` form, which is given the size or the factors, of the form that is given both."""
 
     def vec(x: torch.Tensor, size: Sequence[int] | None, *rest: Any) -> torch.Tensor:
         factors = rest[-1]
         shape = x.shape[2:]
         sizes = list(size) if size else [int(n * factor) for n, factor in zip(shape, factors, strict=True)]
         scales = list(factors) if factors else [None] * rank
-        return operator.default(x, sizes, *(rest[:1] if with_alignment else ()), *scales)
+        return function(x, sizes, *(rest[:1] if with_alignment else ()), *scales)
 
-    rewrites(operator.vec)(vec)
+    return vec
 
 
-_from_scales(aten.upsample_nearest1d, 1, False)
-_from_scales(aten.upsample_nearest2d, 2, False)
-_from_scales(aten.upsample_nearest3d, 3, False)
-_from_scales(aten.upsample_linear1d, 1, True)
-_from_scales(aten.upsample_bilinear2d, 2, True)
-_from_scales(aten.upsample_trilinear3d, 3, True)
-_from_scales(aten.upsample_bicubic2d, 2, True)
-_from_scales(aten._upsample_bilinear2d_aa, 2, True)
-_from_scales(aten._upsample_bicubic2d_aa, 2, True)
+REWRITES.update(
+    {
+        aten.upsample_nearest1d.vec: _sized(upsample_nearest, 1, False),
+        aten.upsample_nearest2d.vec: _sized(upsample_nearest, 2, False),
+        aten.upsample_nearest3d.vec: _sized(upsample_nearest, 3, False),
+        aten.upsample_linear1d.vec: _sized(upsample_linear1d, 1, True),
+        aten.upsample_bilinear2d.vec: _sized(upsample_bilinear2d, 2, True),
+        aten.upsample_trilinear3d.vec: _sized(upsample_trilinear3d, 3, True),
+        aten._upsample_bilinear2d_aa.vec: _sized(upsample_bilinear2d_antialiased, 2, True),
+        aten._upsample_bicubic2d_aa.vec: _sized(upsample_bicubic2d_antialiased, 2, True),
+    }
+)
 
 
 @rewrites(aten.unfold.default)

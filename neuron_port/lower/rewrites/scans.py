@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from neuron_port.lower.rewrites.table import rewrites
+from neuron_port.lower.rewrites.table import limits, rewrites
 
 aten = torch.ops.aten
 
@@ -43,8 +43,7 @@ def logcumsumexp(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 def _running_extreme(x: torch.Tensor, dim: int, largest: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """(the extreme up to each place, where it stands); of equals the last, as torch has it."""
-    limits = torch.finfo(x.dtype) if x.dtype.is_floating_point else torch.iinfo(x.dtype)
-    worst = limits.min if largest else limits.max
+    worst = limits(x.dtype).min if largest else limits(x.dtype).max
     shape = [1] * x.dim()
     if x.dim():
         shape[dim] = x.shape[dim]

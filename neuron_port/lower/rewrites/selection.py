@@ -21,10 +21,10 @@ def masked_scatter(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) ->
     """
     x, mask = torch.broadcast_tensors(x, mask)
     width = x.shape[-1] if x.dim() else 1
-    rows = x.dim() > 1 and mask.stride(-1) == 0 and source.numel() % width == 0
+    rows = x.dim() > 1 and mask.stride(-1) == 0 and source.dim() > 1 and source.shape[-1] == width
     chosen = mask[..., 0] if rows else mask
     flat = chosen.reshape(-1)
-    order = (flat.to(torch.int32).cumsum(0) - 1).clamp(0, source.numel() // (width if rows else 1) - 1)
+    order = (flat.to(torch.int32).cumsum(0) - 1).clamp(min=0)
     taken = source.reshape(-1, width)[order] if rows else source.reshape(-1)[order]
     return torch.where(mask, taken.reshape(x.shape), x)
 
@@ -38,7 +38,7 @@ def index_put(
     if not masks or len(indices) != 1 or accumulate:
         return NotImplemented
     mask = masks[0].reshape(*masks[0].shape, *[1] * (x.dim() - masks[0].dim())).expand(x.shape)
-    if values.numel() == 1:
+    if all(isinstance(size, int) and size == 1 for size in values.shape):
         return torch.where(mask, values.to(x.dtype), x)
     return masked_scatter(x, mask, values)
 
@@ -73,7 +73,7 @@ def bucketize(
 def kthvalue(
     x: torch.Tensor, k: int, dim: int = -1, keepdim: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    values, indices = torch.sort(x, dim, stable=True)
+    values, indices = torch.sort(x, dim=dim, stable=True)
     found = values.narrow(dim, k - 1, 1), indices.narrow(dim, k - 1, 1)
     return found if keepdim else (found[0].squeeze(dim), found[1].squeeze(dim))
 
@@ -109,7 +109,13 @@ def prod_of_all(x: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.T
 
 @rewrites(aten.scatter_reduce.two)
 def scatter_mean(
-    x: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor, reduce: str, *, include_self: bool = True
+    x: torch.Tensor,
+    dim: int,
+    index: torch.Tensor,
+    source: torch.Tensor,
+    reduce: str,
+    *,
+    include_self: bool = True,
 ) -> Any:
     """The mean as a sum over a count; the other reductions are left to the lowering."""
     if reduce != "mean":

@@ -16,11 +16,8 @@ TORCH_DECOMPOSES = (
     aten._native_batch_norm_legit,
     aten.adaptive_max_pool2d,
     aten.addmv,
-    aten.copysign,
     aten.dist,
     aten.elu,
-    aten.fmax,
-    aten.fmin,
     aten.grid_sampler_2d,
     aten.hardtanh,
     aten.hypot,
@@ -28,12 +25,15 @@ TORCH_DECOMPOSES = (
     aten.linalg_vector_norm,
     aten.log10,
     aten.logical_xor,
-    aten.round.decimals,
-    aten.tril_indices,
-    aten.triu_indices,
     aten.upsample_bicubic2d,
-    aten.upsample_nearest2d,
 )
+
+
+def limits(dtype: torch.dtype) -> torch.finfo | torch.iinfo:
+    """The range of a dtype in a graph, where integers have 32 bits at most."""
+    if dtype.is_floating_point:
+        return torch.finfo(dtype)
+    return torch.iinfo(torch.int32 if dtype == torch.int64 else dtype)
 
 
 def rewrites(*operators: Any) -> Callable[[Rewrite], Rewrite]:

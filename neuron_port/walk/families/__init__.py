@@ -6,25 +6,36 @@ A family is told by what the model's class can do (generate, encode and decode, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from neuron_port.types import Family, Phase
-from neuron_port.walk.families import causal, encoder
-from neuron_port.walk.program import GraphShapes, Program
+from neuron_port.walk.families import causal, encoder, sequence_to_sequence, vision_language
+from neuron_port.walk.program import GraphShapes, Program, takes
+
+_FAMILIES: dict[Family, Any] = {
+    "causal": causal,
+    "encoder": encoder,
+    "sequence to sequence": sequence_to_sequence,
+    "vision language": vision_language,
+}
 
 
 def family_of(model: PreTrainedModel) -> Family:
     """Which family a model is of, from what its class can do."""
-    if model.can_generate() and not model.config.is_encoder_decoder:
-        return "causal"
-    return "encoder"
+    if not model.can_generate():
+        return "encoder"
+    if model.config.is_encoder_decoder:
+        return "sequence to sequence"
+    sees = takes(model, "pixel_values") and takes(model, "input_ids")
+    return "vision language" if sees else "causal"
 
 
 def programs_of(model: PreTrainedModel, shapes: GraphShapes) -> list[Program]:
     """Every graph of the model, in the order in which they run."""
-    return {"causal": causal.programs, "encoder": encoder.programs}[family_of(model)](model, shapes)
+    return _FAMILIES[family_of(model)].programs(model, shapes)
 
 
 def run_sample(
@@ -35,5 +46,4 @@ def run_sample(
     begin: Callable[[Phase], None],
 ) -> None:
     """Run one real input through the model's steps, inside `intercept`; `begin` is told each phase as it begins."""
-    runs = {"causal": causal.run_sample, "encoder": encoder.run_sample}
-    runs[family_of(model)](model, sample, cache_length=cache_length, begin=begin)
+    _FAMILIES[family_of(model)].run_sample(model, sample, cache_length=cache_length, begin=begin)

@@ -40,6 +40,16 @@ class CausalStep(torch.nn.Module):
         self, inputs: Sequence[torch.Tensor], states: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
         input_ids, positions = inputs
+        return self.run(input_ids, positions, states, {})
+
+    def run(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        states: Sequence[torch.Tensor],
+        further: Mapping[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        """The step with what else the model is to be given (pictures, places on several axes), by its names for it."""
         batch, length = input_ids.shape
         prefill = self.phase == "prefill"
         if prefill:
@@ -53,7 +63,7 @@ class CausalStep(torch.nn.Module):
                 input_ids=input_ids,
                 use_cache=True,
                 **{cache_argument(self.model): Cache(layers=layers)},
-                **self._places(position_ids),
+                **(self._places(position_ids) | further),
             ).logits
         return (logits[:, -1], *self.layout.updated(layers))
 

@@ -123,11 +123,9 @@ def _shape_of(model: PreTrainedModel, name: str, batch: int, length: int) -> tup
         return (batch, length), "int"
     if name == "input_values":
         return (batch, length), "float"
-    config = _config_with(model.config, "image_size" if name == "pixel_values" else "num_mel_bins")
     if name == "pixel_values":
-        size = getattr(config, "image_size", None) or 224
-        sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-        return (batch, getattr(config, "num_channels", 3), *sides), "float"
+        return (batch, *image_shape(model)), "float"
+    config = _config_with(model.config, "num_mel_bins")
     if name == "input_features" and hasattr(config, "num_mel_bins"):
         frames = 2 * getattr(config, "max_source_positions", length)
         return (batch, config.num_mel_bins, frames), "float"
@@ -135,6 +133,14 @@ def _shape_of(model: PreTrainedModel, name: str, batch: int, length: int) -> tup
         f"{type(model).__name__} takes `{name}`, for which no shape is known",
         hint="Text, images, audio samples and spectrograms are.",
     )
+
+
+def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """(channels, height, width) of a picture as the configuration says."""
+    config = _config_with(model.config, "image_size")
+    size = getattr(config, "image_size", None) or 224
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return int(getattr(config, "num_channels", 3)), int(height), int(width)
 
 
 def _config_with(config: Any, attribute: str) -> Any:
