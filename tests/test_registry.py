@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from neuron_port.errors import RecipeError
-from neuron_port.registry import Registry, data_folder
+from neuron_port.registry import ENTRY_POINTS, Registry, data_folder, offered_folders, recipe_folders
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_presence_is_registration(folder: Path) -> None:
 def test_every_shipped_recipe_is_found() -> None:
     """The recipes of the package are those of its folders, in the order of their names."""
     shipped = sorted(path.parent.name for path in data_folder("recipes").glob("*/recipe.py"))
-    assert list(Registry()) == shipped
+    assert list(Registry(data_folder("recipes"))) == shipped
 
 
 def test_a_misspelt_name_gets_its_neighbour(folder: Path) -> None:
@@ -120,3 +122,76 @@ def test_a_reference_without_its_function_is_named(folder: Path) -> None:
     (folder / "rms_norm" / "reference.py").write_text("def something_else(x):\n    return x\n")
     with pytest.raises(RecipeError, match=r"reference\.py has no function `rms_norm`"):
         assert Registry(folder)["rms_norm"].reference
+
+
+# Recipes of other people
+
+
+@pytest.fixture
+def offer(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Installs a package that offers recipes; returns the folder that its recipes are in."""
+
+    def install(value: str = "their_recipes", name: str = "their_norm", code: str = "") -> Path:
+        site = tmp_path / "site"
+        recipes = site / "their_recipes"
+        shutil.copytree(folder / "rms_norm", recipes / name)
+        for file in (recipes / name).glob("*.py"):
+            file.write_text(file.read_text().replace("rms_norm", name))
+        (recipes / "__init__.py").write_text(code)
+        information = site / "their_package-1.2.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.2\n")
+        (information / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\ntheirs = {value}\n")
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.delitem(sys.modules, "their_recipes", raising=False)
+        return recipes
+
+    return install
+
+
+def test_installed_packages_offer_recipes(offer: Callable[..., Path]) -> None:
+    """A package that names its folder by an entry point adds its recipes to ours, and they can be used."""
+    place = offer()
+    assert offered_folders()[place] == "their-package 1.2"
+    assert recipe_folders(place).count(place) == 1
+    registry = Registry()
+    assert registry["their_norm"].folder == place / "their_norm"
+    assert callable(registry["their_norm"].reference)
+    assert set(Registry(data_folder("recipes"))) == set(registry) - {"their_norm"}
+
+
+def test_an_offered_name_that_we_have_is_refused(offer: Callable[..., Path]) -> None:
+    """A package cannot replace one of our recipes: both folders are named."""
+    place = offer(name="linear")
+    with pytest.raises(RecipeError, match="`linear` exists twice") as error:
+        Registry()
+    assert str(place / "linear") in error.value.message
+
+
+def test_a_broken_recipe_of_a_package_stops_with_its_line(offer: Callable[..., Path]) -> None:
+    """A recipe that an installed package breaks is named with its own file and line."""
+    place = offer()
+    (place / "their_norm" / "recipe.py").write_text("import math\nmath.nothing\n")
+    with pytest.raises(RecipeError, match=r"their_norm/recipe\.py:2: AttributeError"):
+        Registry()
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "words"),
+    [
+        ("no_such_package", "", "names no package with a folder"),
+        ("math", "", "names no package with a folder"),
+        (
+            "their_recipes.inner.recipes",
+            "raise ValueError('broken')",
+            "cannot be imported: ValueError: broken",
+        ),
+    ],
+)
+def test_a_bad_entry_point_is_named(offer: Callable[..., Path], value: str, code: str, words: str) -> None:
+    """An entry point that leads nowhere is an error with the package's name, never skipped."""
+    offer(value, code=code)
+    with pytest.raises(RecipeError) as error:
+        Registry()
+    assert words in error.value.message
+    assert f"`theirs = {value}` of their-package 1.2" in error.value.message

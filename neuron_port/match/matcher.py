@@ -162,11 +162,14 @@ class _Decider:
         self, layer: Layer, call: Call, candidate: RegisteredRecipe, binding: Binding
     ) -> dict[str, float]:
         """A module computes the same for any number of tokens; functions are probed for every signature."""
+        form = [(spec.dtype, len(spec.shape)) for spec in layer.inputs]
         shape = layer.inputs if layer.operation != "module" else ()
         key = digest(
             candidate.name,
             layer.operation,
             layer.module_class,
+            form,
+            sorted(call.kwargs),
             shape,
             dict(layer.parameters),
             dict(layer.attributes),

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind, InputSpec
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from neuron_port.match.probe import laid_out, tensor_of
@@ -21,7 +22,7 @@ from neuron_port.port.operators import operator
 from neuron_port.recipe import Recipe
 from neuron_port.registry import Registry
 from neuron_port.types import GraphInput, GraphOutput, GraphSpec, Match, TensorSpec, WeightSource
-from neuron_port.walk.cutpoints import Call, intercept, spec_of
+from neuron_port.walk.cutpoints import Call, flatten_tensors, intercept, spec_of
 from neuron_port.walk.program import Program
 
 LITERAL_LIMIT_BYTES = 1024  # the bundle's rule: nothing larger is written into a graph
@@ -92,12 +93,16 @@ class _Substitution:
         recipe: Recipe = self.registry[match.recipe].recipe
         weights = {}
         if call.module is not None:
-            place = call.tensors[0].device  # computed buffers have values; the skeleton's parameters have none
-            weights = {
-                role: _attribute(call.module, source.name).to(place)
-                for role, source in match.weights.items()
-            }
-        return recipe.forward(operator(recipe.name), weights, match.attributes, *call.args, **call.kwargs)
+            weights = {role: _attribute(call.module, source.name) for role, source in match.weights.items()}
+        weights, args, kwargs = _in_one_place((weights, call.args, dict(call.kwargs)))
+        return recipe.forward(operator(recipe.name), weights, match.attributes, *args, **kwargs)
+
+
+def _in_one_place(values: Any) -> Any:
+    """Nested values with all tensors on the meta device if one is: computed buffers have values, parameters have none."""
+    if all(tensor.device.type != "meta" for tensor in flatten_tensors(values)):
+        return values
+    return tree_map(lambda item: item.to("meta") if torch.is_tensor(item) else item, values)
 
 
 def _lay_out_weights(model: PreTrainedModel, matches: Mapping[str, Match]) -> dict[str, WeightSource]:

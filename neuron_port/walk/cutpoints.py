@@ -35,7 +35,7 @@ from neuron_port.walk.masks import (
     structure_of,
     structured_masks,
 )
-from neuron_port.walk.program import current_step
+from neuron_port.walk.program import current_step, step_or_none
 
 ATTENTION_NAME = "neuron_port"
 STATIC_EXPERTS = "batched_mm"  # transformers' name for the experts whose shapes do not depend on the routing
@@ -258,7 +258,7 @@ class _Interception:
         attributes = _attention_attributes(structure, query, options)
         options["scaling"] = attributes["scaling"]
         name = self.named("attention")
-        if is_cache_view(key):
+        if _is_decode(structure, query, key):
             decode = (module, query, key.transpose(2, 3), value, current_step().positions, bias)
             function = functools.partial(decode_attention, structure=structure)
             return self._call_function(
@@ -351,6 +351,17 @@ def configurations(model: PreTrainedModel) -> list[Any]:
         if hasattr(config, "_attn_implementation"):
             found[id(config)] = config
     return list(found.values())
+
+
+def _is_decode(structure: MaskStructure, query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether one new token looks at a cache: its slots themselves, or keys that were made of them (latent caches)."""
+    step = step_or_none()
+    return is_cache_view(key) or (
+        step is not None
+        and step.phase == "decode"
+        and structure.is_causal
+        and query.shape[2] == 1 < key.shape[2]
+    )
 
 
 def _rule(

@@ -34,6 +34,7 @@ from neuron_port.walk.cutpoints import unobserved
 from neuron_port.walk.program import StepState, running
 
 Role = Literal["key_cache", "value_cache", "conv_state", "recurrent_state"]
+LIST_ARGUMENT = "state"  # of models that keep no cache but take and return a list of tensors
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")  # transformers' two names for a model's cache
 
 
@@ -173,6 +174,43 @@ class StateLayout:
         """The new states, once the model has run over `layers`."""
         return [_state_of(layers[item.layer], item.role, item.index) for item in self.tensors]
 
+    def given(
+        self,
+        model: PreTrainedModel,
+        states: Sequence[torch.Tensor],
+        positions: torch.Tensor,
+        *,
+        prefill: bool,
+    ) -> dict[str, Any]:
+        """The model's arguments that carry `states` in, by name."""
+        layers = self.cache_layers(states, positions, prefill=prefill)
+        return {cache_argument(model): Cache(layers=layers)}
+
+    def left(self, given: dict[str, Any], output: Any) -> list[torch.Tensor]:
+        """The new states, from what `given` made and from the model's answer."""
+        (cache,) = given.values()
+        return self.updated(cache.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListLayout(StateLayout):
+    """The state of a model that takes it as a list of tensors, `state`, and answers with the new one (RWKV)."""
+
+    def given(
+        self,
+        model: PreTrainedModel,
+        states: Sequence[torch.Tensor],
+        positions: torch.Tensor,
+        *,
+        prefill: bool,
+    ) -> dict[str, Any]:
+        """Nothing in prefill, which starts from nothing; else copies, because the model writes in them."""
+        return {LIST_ARGUMENT: None if prefill else [state.clone() for state in states]}
+
+    def left(self, given: dict[str, Any], output: Any) -> list[torch.Tensor]:
+        """The list in the model's answer."""
+        return list(output.state)
+
 
 def _cache_layer(tensors: dict[Role, dict[int, torch.Tensor]], positions: torch.Tensor, prefill: bool) -> Any:
     conv, recurrent = tensors.get("conv_state", {}), tensors.get("recurrent_state", {})
@@ -217,12 +255,30 @@ def state_layout(model: PreTrainedModel) -> StateLayout:
             model keeps nothing.
     """
     device = next(model.parameters()).device
-    cache = DynamicCache(config=model.config)
     ids = torch.zeros((1, 2), dtype=torch.int64, device=device)
     state = StepState("prefill", torch.ones(1, dtype=torch.int32, device=device))
+    is_list = LIST_ARGUMENT in inspect.signature(model.forward).parameters
+    cache = None if is_list else DynamicCache(config=model.config)
+    given = {LIST_ARGUMENT if is_list else cache_argument(model): cache}
     with torch.no_grad(), unobserved(model), running(state):
-        model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
-    return layout_of(cache, type(model).__name__)
+        output = model(input_ids=ids, use_cache=True, **given)
+    return list_layout_of(output.state) if cache is None else layout_of(cache, type(model).__name__)
+
+
+def list_layout_of(states: Sequence[torch.Tensor]) -> ListLayout:
+    """The layout of a list of states [1, ..] that a run of one row has answered with."""
+    tensors = (
+        StateTensor(
+            name=f"recurrent_state.{number}",
+            role="recurrent_state",
+            layer=0,
+            index=number,
+            shape=tuple(tensor.shape[1:]),
+            dtype=tensor.dtype,
+        )
+        for number, tensor in enumerate(states)
+    )
+    return ListLayout(layers=1, tensors=tuple(tensors))
 
 
 def layout_of(cache: Cache, owner: str) -> StateLayout:

@@ -77,12 +77,21 @@ class _Recorder:
         self.layers.append(None)  # a parent stands before its children
         flops_before = self.counter.get_total_flops()
         result = call.run()
-        if call.args and result is call.args[0]:
-            return result  # dropout, identity: nothing is computed
+        if _is_view(call, result):
+            return result  # dropout, identity, flatten: nothing is computed
         layer = describe(call, result, self.counter.get_total_flops() - flops_before)
         self.layers[place] = layer
         self.calls.setdefault(layer.signature, call)
         return result
+
+
+def _is_view(call: Call, result: Any) -> bool:
+    """Whether a module gave back its input, as it is or in another shape."""
+    if call.operation != "module" or not call.args or not torch.is_tensor(call.args[0]):
+        return False
+    given = call.args[0]
+    home = given if given._base is None else given._base
+    return result is given or (torch.is_tensor(result) and result._base is home and result.numel() == given.numel())
 
 
 def describe(call: Call, result: Any, flops: int) -> Layer:

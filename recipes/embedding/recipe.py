@@ -46,6 +46,8 @@ def forward(operator: Any, weights: Any, attributes: Any, *args: Any, **kwargs: 
     tensors = [item for item in (*args, *kwargs.values()) if hasattr(item, "dtype")]
     table, argument = weights["table"], attributes["argument"]
     ids = counted(tensors, args) if argument is None else tensors[argument]
+    if ids.ndim == 1 and tensors[0].ndim > 1:  # places of one row, said beside the tokens [B, S]
+        ids = ids[None]
     rows = operator(ids.reshape(-1).int(), table, offset=attributes["offset"], scale=attributes["scale"])
     return rows.reshape(*ids.shape, table.shape[1])
 

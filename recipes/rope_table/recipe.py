@@ -125,7 +125,7 @@ def frequencies_by_axis(inv_freq: Any, kind: str, sections: Any) -> Any:
         for axis in (1, 2):
             for column in range(axis, min(sections[axis] * 3, count), 3):
                 owners[column] = axis
-    owner = torch.tensor(owners, device=inv_freq.device)
+    owner = torch.tensor(owners).to(inv_freq.device)  # made where it has values
     return torch.stack([torch.where(owner == axis, inv_freq, 0.0) for axis in range(3)]).to(inv_freq.dtype)
 
 

@@ -11,6 +11,7 @@ from neuron_port.contributing.new import create
 from neuron_port.registry import RegisteredRecipe, load_recipe
 
 NAME = "tiny_scale"
+STORE = "    nisa.dma_copy(dst=out_hbm, src=x_sbuf)\n"  # the last line of the kernel
 # One line each: large cases are the generated tests' business, and here they would cost seconds per test.
 LARGE_CASES = (
     'Case(name="a long prompt", kind="large", sizes={"T": 512, "H": 4096}, attributes=FLOOR),',
@@ -23,10 +24,7 @@ Change = tuple[str, str, str]  # file, what stands there, what is to stand there
 @pytest.fixture
 def recipe_folder(tmp_path: Path) -> Path:
     """The folder of a new recipe."""
-    folder = create(NAME, tmp_path / "recipes", [])
-    for case in LARGE_CASES:
-        edit(folder, "recipe.py", case, "")
-    return folder
+    return shortened(create(NAME, tmp_path / "recipes", []))
 
 
 @pytest.fixture
@@ -46,6 +44,15 @@ def edit(folder: Path, file: str, old: str, new: str) -> None:
     text = (folder / file).read_text()
     assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
     (folder / file).write_text(text.replace(old, new))
+
+
+def shortened(folder: Path) -> Path:
+    """The new recipe without its large cases, and without their figures."""
+    for case in LARGE_CASES:
+        edit(folder, "recipe.py", case, "")
+    page = folder / "README.md"
+    page.write_text("".join(line for line in page.open() if not line.startswith("| a long prompt: ")))
+    return folder
 
 
 def silent(*_: str) -> None:

@@ -10,10 +10,9 @@ from neuron_port.contributing.faults import check_faults
 from neuron_port.contributing.sizes import largest_affordable, smallest_case, swept_cases
 from neuron_port.contributing.trials import Bench, check_parity, check_stress, check_sweep
 from neuron_port.registry import RegisteredRecipe
-from tests.contributing.conftest import silent
+from tests.contributing.conftest import STORE, silent
 
 Changed = Callable[..., RegisteredRecipe]
-STORE = "    nisa.dma_copy(dst=out_hbm, src=x_sbuf)\n"
 # Leaves out the last feature of rows that are one feature longer than a tile: none of the cases has 129.
 ONLY_SHOWN_SIZES = (
     "kernel.py",

@@ -174,3 +174,31 @@ def test_a_layer_may_have_both_kinds_of_state():
     assert layer.recurrent_states[0].dtype is torch.float32
     assert Cache(layers=[layer]).is_linear == [False]
     assert keys.abs().sum() == 0
+
+
+def test_a_list_of_states_is_carried_like_a_cache():
+    """RWKV takes and returns a list of tensors: prefill and steps equal its own, and what was given stays as it was."""
+    torch.manual_seed(5)
+    config = AutoConfig.for_model(
+        "rwkv", vocab_size=96, hidden_size=32, num_hidden_layers=2, context_length=64
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    ids = torch.randint(3, 96, (BATCH, TOTAL), generator=torch.Generator().manual_seed(1))
+    starts = torch.zeros(BATCH, dtype=torch.int32)
+    with torch.no_grad():
+        layout = state_layout(model)
+        states = list(layout.zeros(batch=BATCH, cache_length=SLOTS, device=torch.device("cpu")).values())
+        own_state = None
+        for first, end in [(0, PROMPT), *((at, at + 1) for at in range(PROMPT, TOTAL))]:
+            own = model(input_ids=ids[:, first:end], use_cache=True, state=own_state)
+            own_state = own.state
+            before = [state.clone() for state in states]
+            given = layout.given(model, states, starts, prefill=first == 0)
+            out = model(input_ids=ids[:, first:end], use_cache=True, **given)
+            assert all(torch.equal(a, b) for a, b in zip(states, before, strict=True)), (
+                "a state was written in place"
+            )
+            states = layout.left(given, out)
+            torch.testing.assert_close(out.logits, own.logits)
+    assert layout.is_recurrent
+    assert [tuple(state.shape) for state in states] == [(BATCH, 32, 2)] * 5

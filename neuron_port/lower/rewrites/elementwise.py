@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from neuron_port.lower.rewrites.table import rewrites
@@ -65,6 +67,20 @@ def acos(x: torch.Tensor) -> torch.Tensor:
 @rewrites(aten.erfc.default)
 def erfc(x: torch.Tensor) -> torch.Tensor:
     return 1 - torch.erf(x)
+
+
+@rewrites(aten.hypot.default)
+def hypot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The length of (x, y), by the larger side: squares of large numbers would overflow."""
+    x, y = x.abs(), y.abs()
+    longer = torch.maximum(x, y)
+    ratio = torch.where(longer > 0, torch.minimum(x, y) / longer, 0.0)
+    return longer * torch.sqrt(1 + ratio * ratio)
+
+
+@rewrites(aten.log10.default)
+def log10(x: torch.Tensor) -> torch.Tensor:
+    return torch.log(_floating(x)) * (1 / math.log(10))
 
 
 @rewrites(aten.fmax.default)

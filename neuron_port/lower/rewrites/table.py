@@ -20,10 +20,8 @@ TORCH_DECOMPOSES = (
     aten.elu,
     aten.grid_sampler_2d,
     aten.hardtanh,
-    aten.hypot,
     aten.leaky_relu,
     aten.linalg_vector_norm,
-    aten.log10,
     aten.logical_xor,
     aten.upsample_bicubic2d,
 )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from neuron_port.errors import CheckpointError, NeuronPortError
 from neuron_port.types import Family, Phase
 from neuron_port.walk.families import causal, encoder, sequence_to_sequence, vision_language
 from neuron_port.walk.program import GraphShapes, Program, takes
@@ -35,7 +36,17 @@ def family_of(model: PreTrainedModel) -> Family:
 
 def programs_of(model: PreTrainedModel, shapes: GraphShapes) -> list[Program]:
     """Every graph of the model, in the order in which they run."""
-    return _FAMILIES[family_of(model)].programs(model, shapes)
+    try:
+        made: list[Program] = _FAMILIES[family_of(model)].programs(model, shapes)
+    except NeuronPortError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # what the model's own code makes of shapes
+        raise CheckpointError(
+            f"{type(model).__name__} does not run on inputs of {', '.join(map(str, shapes.buckets))}: "
+            f"{' '.join(str(error).split())[:200]}",
+            hint="Try other --buckets: tokens of a text, samples of a sound.",
+        ) from error
+    return made
 
 
 def run_sample(

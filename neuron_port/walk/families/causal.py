@@ -15,11 +15,10 @@ from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from neuron_port.types import Phase
 from neuron_port.walk.program import GraphShapes, Program, StepState, running, takes
-from neuron_port.walk.recurrent_cache import StateLayout, cache_argument, state_layout
+from neuron_port.walk.recurrent_cache import StateLayout, state_layout
 
 
 class CausalStep(torch.nn.Module):
@@ -57,15 +56,15 @@ class CausalStep(torch.nn.Module):
             starts = torch.zeros_like(positions)
         else:
             position_ids, starts = positions[:, None].long(), positions
-        layers = self.layout.cache_layers(states, starts, prefill=prefill)
+        given = self.layout.given(self.model, states, starts, prefill=prefill)
         with running(StepState(self.phase, positions)), self._last_token_only(positions if prefill else None):
-            logits = self.model(
+            output = self.model(
                 input_ids=input_ids,
                 use_cache=True,
-                **{cache_argument(self.model): Cache(layers=layers)},
+                **given,
                 **(self._places(position_ids) | further),
-            ).logits
-        return (logits[:, -1], *self.layout.updated(layers))
+            )
+        return (output.logits[:, -1], *self.layout.left(given, output))
 
     def _places(self, position_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """How the model learns where its tokens stand: by position ids, or by a mask over all slots (alibi)."""
