@@ -32,6 +32,8 @@ Decision = Literal["recipe", "draft", "compiler"]
 Phase = Literal["prefill", "decode", "forward"]
 Family = Literal["causal", "encoder", "sequence to sequence", "vision language"]
 BundleState = Literal["portable", "compiled", "device-verified"]
+# How a `Match.refusals` text begins that is not about a limit of the recipe's kernel.
+DIFFERENT, EXCLUDED = "computes something else", "was excluded by the user"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +171,9 @@ class Match:
     evidence: Mapping[str, float] = field(
         default_factory=dict
     )  # relative error of the numeric probe, per input scale
+    refusals: Mapping[str, str] = field(
+        default_factory=dict
+    )  # for the compiler's layers: recipe that might have taken it -> why not
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,18 +45,24 @@ class WeightReader:
             )
         return home
 
-    def get(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """A fresh tensor with the weight's values, converted to `dtype` if it is a floating-point one."""
+    def get(
+        self, name: str, dtype: torch.dtype = torch.float32, *, first: int | None = None
+    ) -> torch.Tensor:
+        """A fresh tensor with the weight's values, converted to `dtype` if it is a floating-point one.
+
+        first: only so many along the first axis (of a mixture's weights: experts); the rest is never in memory.
+        """
         name = self.canonical(name)
         if self.checkpoint.random_weights:
             spec = self.checkpoint.weights[name]
-            tensor = random_tensor(name, spec.shape, standard_deviation(self.checkpoint))
+            shape = spec.shape if first is None else (min(first, spec.shape[0]), *spec.shape[1:])
+            tensor = random_tensor(name, shape, standard_deviation(self.checkpoint))
             return tensor.to(
                 dtype if spec.dtype.startswith(("float", "bfloat")) else getattr(torch, spec.dtype)
             )
         stored = find_stored(name, self._stored)
         assert stored is not None, f"{name} was found when the checkpoint was resolved"
-        tensor = read_stored(*stored)
+        tensor = read_stored(*stored, first=first)
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
@@ -71,10 +77,12 @@ def find_stored(name: str, stored: dict[str, StoredTensor]) -> tuple[str, Stored
     return None
 
 
-def read_stored(file_name: str, stored: StoredTensor) -> torch.Tensor:
-    """One tensor out of its file, in the file's dtype; the rest of the file is not read."""
+def read_stored(file_name: str, stored: StoredTensor, *, first: int | None = None) -> torch.Tensor:
+    """One tensor (or the first rows of one) out of its file, in the file's dtype; the rest of the file is not read."""
     with safe_open(stored.file, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(file_name)
+        tensor: torch.Tensor = (
+            file.get_tensor(file_name) if first is None else file.get_slice(file_name)[:first]
+        )
     return tensor
 
 
@@ -86,8 +94,16 @@ def standard_deviation(checkpoint: Checkpoint) -> float:
 def random_tensor(name: str, shape: tuple[int, ...], deviation: float) -> torch.Tensor:
     """Float32 values decided by name and shape: N(0, deviation), but norm scales N(1, 0.1).
 
-    Norm scales differ from one on purpose: a port that forgets to apply them must not look right.
+    Norm scales differ from one on purpose: a port that forgets to apply them must not look right. The matrices of a
+    mixture's experts are each drawn by themselves, so that one has its values whether or not the others are there.
     """
+    if len(shape) == 3:
+        each = [_random_values(f"{name} of {number}", shape[1:], deviation) for number in range(shape[0])]
+        return torch.from_numpy(np.stack(each)) if each else torch.empty(shape)
+    return torch.from_numpy(np.asarray(_random_values(name, shape, deviation)))
+
+
+def _random_values(name: str, shape: tuple[int, ...], deviation: float) -> np.ndarray:
     seed = hashlib.sha256(f"{name} {list(shape)}".encode()).digest()
     generator = np.random.Generator(np.random.SFC64(int.from_bytes(seed, "little")))
     values = generator.standard_normal(shape, dtype=np.float32)
@@ -95,4 +111,4 @@ def random_tensor(name: str, shape: tuple[int, ...], deviation: float) -> torch.
     values *= np.float32(0.1 if is_scale else deviation)
     if is_scale:
         values += np.float32(1)
-    return torch.from_numpy(np.asarray(values))
+    return values

@@ -46,7 +46,7 @@ def check_cost(found: RegisteredRecipe, say: Say) -> tuple[Check, tuple[Cost, ..
     except Exception as error:  # the recipe's own code may raise anything
         return judged("cost", "", [failure_text(error, found)]), ()
     stale = stale_rows(found.source_text("README.md"), costs)
-    problems = [f"README.md has other figures: `{row}`; replace its table by the one below" for row in stale]
+    problems = [f"README.md has other figures, put today's table there: `{row}`" for row in stale[:1]]
     facts = [asdict(cost) for cost in costs]
     return judged("cost", "", problems, facts, tried=f"predicted for {', '.join(TARGETS)}, see below"), costs
 

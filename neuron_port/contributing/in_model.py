@@ -49,7 +49,7 @@ def check_in_model(found: RegisteredRecipe, model: str, target: str, say: Say) -
             walk.calls[one.signature],
             one,
             found,
-            read_weight=lambda name: work.reader.get(name, torch.float32),
+            read_weight=lambda name, first: work.reader.get(name, torch.float32, first=first),
             target=target,
             dtypes=work.proof_dtypes,
             oracle=oracle_name(),

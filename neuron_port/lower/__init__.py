@@ -1,6 +1,8 @@
 """Lowering: torch.export program -> HloModuleProto bytes -> lint, and execution on XLA-CPU.
 
-    decompose / inline_references    bring a program into core ATen, kernels kept or inlined
+    known_constants                  export a model whose shapes follow from constants
+    decompose / inline_references    bring a program into core ATen, kernels kept or inlined; what HLO or Neuron lacks
+                                     is written out (rewrites/, complex_numbers)
     program_inputs                   which placeholders the graph will have as parameters
     emit                             the bytes
     read_module                      the bytes as records, without XLA
@@ -16,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neuron_port.lower.constants import known_constants as known_constants
     from neuron_port.lower.decomposition import decompose as decompose
     from neuron_port.lower.decomposition import inline_references as inline_references
     from neuron_port.lower.emitter import KernelCall as KernelCall
@@ -37,6 +40,7 @@ _HOMES = {
     "decompose": "decomposition",
     "emit": "emitter",
     "inline_references": "decomposition",
+    "known_constants": "constants",
     "lint": "linting",
     "program_inputs": "interface",
     "read_module": "module",

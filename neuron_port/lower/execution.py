@@ -100,7 +100,7 @@ class XlaExecutable:
 
     def _put(self, name: str, array: Array) -> Any:
         spec = self.inputs[name]
-        narrowed = _narrow(array, spec)
+        narrowed = _narrow(array, spec) if array.dtype == np.int64 and spec.dtype == "int32" else array
         if narrowed.shape != spec.shape or narrowed.dtype != _numpy_dtype(spec.dtype):
             raise LoweringError(
                 f"Input `{name}` of graph `{self.name}` is {spec}, got {array.dtype}{array.shape}"
@@ -137,11 +137,6 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def _narrow(array: Array, spec: TensorSpec) -> Array:
-    """64-bit numbers as the graph's 32-bit ones; everything else as it is."""
-    if array.dtype == np.float64 and spec.dtype == "float32":
-        return array.astype(np.float32)
-    if array.dtype != np.int64 or spec.dtype != "int32":
-        return array
     if array.size and (array.min() < -(2**31) or array.max() >= 2**31):
         raise LoweringError(f"Input {spec} got int64 values beyond 32 bits: {array.min()} .. {array.max()}")
     return array.astype(np.int32)

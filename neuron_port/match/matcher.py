@@ -12,7 +12,7 @@ from neuron_port.errors import RecipeError
 from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.recipe import Binding
 from neuron_port.registry import RegisteredRecipe, Registry
-from neuron_port.types import Layer, Match, MatchPlan, digest
+from neuron_port.types import DIFFERENT, EXCLUDED, Layer, Match, MatchPlan, digest
 from neuron_port.walk.cutpoints import Call
 from neuron_port.walk.walker import Walk
 
@@ -117,7 +117,7 @@ class _Decider:
         return self.decided[layer.signature]
 
     def _decide(self, layer: Layer, call: Call) -> Match:
-        rejected: list[str] = []
+        refusals: dict[str, str] = {}
         for candidate in self.registry.for_operation(call.operation):
             bindings = candidate.recipe.bindings(call)
             if not bindings:
@@ -130,9 +130,8 @@ class _Decider:
                 if worst <= RELATIVE_LIMIT:
                     return _matched(layer, candidate, binding, evidence, worst)
                 nearest = min(nearest, (worst, max(evidence, key=evidence.__getitem__)))
-            rejected.append(
-                reason or f"{candidate.name} computes something else: relative difference {nearest[0]:.1e}, "
-                f"{nearest[1]}"
+            refusals[candidate.name] = (
+                reason or f"{DIFFERENT}: relative difference {nearest[0]:.1e}, {nearest[1]}"
             )
         return Match(
             signature=layer.signature,
@@ -141,7 +140,9 @@ class _Decider:
             recipe=None,
             weights={},
             attributes={},
-            reason="; ".join(rejected) or f"no recipe for `{layer.module_class}`",
+            reason="; ".join(f"{name} {why}" for name, why in refusals.items())
+            or f"no recipe for `{layer.module_class}`",
+            refusals=refusals,
         )
 
     def _unsupported(self, candidate: RegisteredRecipe, layer: Layer) -> str | None:
@@ -149,13 +150,13 @@ class _Decider:
         touched = (*layer.inputs, *layer.parameters.values())
         dtypes = {spec.dtype for spec in touched if spec.dtype.startswith(("float", "bfloat"))}
         if recipe.name in self.refused:
-            return f"{recipe.name} was excluded by the user"
+            return EXCLUDED
         if self.generation not in recipe.generations:
-            return f"{recipe.name} has no kernel for {self.generation}"
+            return f"has no kernel for {self.generation}"
         if len(dtypes) > 1 and not recipe.mixed_dtypes:  # transformers promotes silently, from model to model
-            return f"{recipe.name} takes one dtype, these inputs are {' and '.join(sorted(dtypes))}"
+            return f"takes one dtype, these inputs are {' and '.join(sorted(dtypes))}"
         if not dtypes <= set(recipe.dtypes):
-            return f"{recipe.name} has no kernel for {', '.join(sorted(dtypes))}"
+            return f"has no kernel for {', '.join(sorted(dtypes))}"
         return None
 
     def _probe(

@@ -16,17 +16,24 @@ from typing import Any
 import torch
 
 from neuron_port.execution import KernelOperator, simulated_operator
-from neuron_port.match.probe import bound_weights, cloned, materialize
+from neuron_port.match.probe import (
+    FEW_EXPERTS,
+    bound_weights,
+    cloned,
+    materialize,
+    with_few_experts,
+)
 from neuron_port.parity.comparison import Comparison, compare, is_telling, sabotages, shifted
 from neuron_port.parity.in_double import InDouble
 from neuron_port.parity.problems import Problem, neighbour, problems
 from neuron_port.registry import RegisteredRecipe
 from neuron_port.simulator import SimulatorError
-from neuron_port.types import CaseResult, Layer, Match, ParityReport
+from neuron_port.types import CaseResult, Layer, Match, ParityReport, TensorSpec
 from neuron_port.walk.cutpoints import Call, dtype_name, flatten_tensors, stored_tensors
 from neuron_port.walk.walker import Capture
 
-ReadWeight = Callable[[str], torch.Tensor]  # checkpoint tensor name -> float32 tensor
+# Checkpoint tensor name, how many of its first axis are wanted (None: all) -> float32 tensor.
+ReadWeight = Callable[[str, int | None], torch.Tensor]
 # On how many neighbouring inputs the layer's own rounding is looked at. A small layer has few outputs, so that one
 # forward says little (of 100 honest attention draws 2 were refused); a large one has many, and each costs seconds.
 NEIGHBOURS, NEIGHBOURS_OF_LARGE_LAYER, LARGE_LAYER_FLOPS = 6, 1, 2_000_000_000
@@ -46,6 +53,11 @@ def verify_layer(
 ) -> ParityReport:
     """Run every case of one signature in every dtype; the report says what failed and where, it does not raise."""
     started = time.monotonic()
+    few = with_few_experts(call)
+    not_proven = ["no Neuron device has run this kernel"]
+    if few is not call:
+        not_proven.append(f"experts beyond the first {FEW_EXPERTS}: all together do not fit in memory here")
+        call, capture = few, None
     subject = _Subject(layer, call, match, found, read_weight)
     wanted = list(problems(call, found, capture))
     cases: list[CaseResult] = []
@@ -57,7 +69,7 @@ def verify_layer(
         subject=f"{found.name} · {layer.module_class} · {layer.signature}",
         oracle=oracle,
         cases=tuple(cases),
-        not_proven=("no Neuron device has run this kernel",),
+        not_proven=tuple(not_proven),
         seconds=time.monotonic() - started,
     )
 
@@ -112,6 +124,11 @@ def _all_answers(
     ]
 
 
+def _kept(stored: TensorSpec, shown: torch.Tensor | None) -> int | None:
+    """How many of a weight's first axis the proven module has; None: all of them."""
+    return shown.shape[0] if shown is not None and tuple(shown.shape) != stored.shape else None
+
+
 class _Subject:
     """The layer with its real weights, in whichever dtype is asked for: the oracle that the kernel cannot touch."""
 
@@ -120,11 +137,15 @@ class _Subject:
     ) -> None:
         self.layer = layer
         self.call = call
+        shown = stored_tensors(call.module) if call.operation == "module" and call.module else {}
         self.match = match
         self.recipe = found.recipe
         self._float32_places = _float32_places(call)
         self._written: set[int] = set()  # places of the arguments that the function writes to
-        self._weights = {name: read_weight(f"{layer.name}.{name}") for name in layer.parameters}
+        self._weights = {
+            name: read_weight(f"{layer.name}.{name}", _kept(spec, shown.get(name)))
+            for name, spec in layer.parameters.items()
+        }
 
     def module(self, compute: torch.dtype, rounded: torch.dtype) -> torch.nn.Module | None:
         """The module computing in `compute`, its weights first rounded to `rounded`; of a function, its own."""

@@ -18,7 +18,8 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from neuron_port.parity.comparison import EPSILON
 from neuron_port.types import CaseResult, Tier
-from neuron_port.walk.recurrent_cache import cache_argument
+from neuron_port.walk.program import takes
+from neuron_port.walk.recurrent_cache import LIST_ARGUMENT, cache_argument
 
 RELATIVE_LIMIT_FLOAT32 = (
     1e-4  # of the largest value of an output: thirty layers of float32 noise stay a tenth of it
@@ -78,8 +79,8 @@ def run_oracle(
     """
     if "decoder_input_ids" in sample:
         return _run_decoder(model, sample, new_tokens, forced)
-    cache = DynamicCache(config=model.config)
-    state = {cache_argument(model): cache}
+    cache = None if takes(model, LIST_ARGUMENT) else DynamicCache(config=model.config)
+    state = {LIST_ARGUMENT: None} if cache is None else {cache_argument(model): cache}
     # Places on several axes are for our graphs: the model finds its own, and goes on from them.
     given = {name: item for name, item in _in_dtype(sample, model.dtype).items() if name != "position_ids"}
     logits, tokens = [], []
@@ -92,6 +93,8 @@ def run_oracle(
             tokens.append(int(forced[number] if forced is not None else logits[-1].argmax()))
             if number == cached_tokens:
                 final_caches = _snapshot(cache)
+            if cache is None:  # the model answers with its state instead of keeping it in the cache it was given
+                state = {LIST_ARGUMENT: out.state}
             if number + 1 < new_tokens:
                 out = model(input_ids=torch.tensor([[tokens[-1]]]), **state, use_cache=True)
     return OracleRun(
@@ -127,10 +130,10 @@ def _in_dtype(sample: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[st
     return {name: item.to(dtype) if item.is_floating_point() else item for name, item in sample.items()}
 
 
-def _snapshot(cache: Cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _snapshot(cache: Cache | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Keys and values of every layer that has them, [G, L, D]; a layer with a window keeps its last tokens alone."""
     found = []
-    for layer in cache.layers:
+    for layer in cache.layers if cache is not None else ():
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if torch.is_tensor(keys) and torch.is_tensor(values):
             found.append((keys[0].clone(), values[0].clone()))
@@ -259,18 +262,19 @@ def pooled_r_ratio(cases: Sequence[CaseResult], output: str) -> CaseResult:
     After thirty layers rounding noise is chaotic: the ratio of one prompt's two errors is a draw between 0.6 and 1.5
     even for an honest port, so a single prompt proves little and all of them together do.
     """
-    prompts = len({case.name.split(" · ")[0] for case in cases})
+    names = {case.name.split(" · ")[0] for case in cases}
+    prompts, kind = len(names), cases[0].name.split(" ")[0]  # "prompt", or "sample" where no text goes on
     limit = R_RATIO_LIMIT * math.exp(2 * LOG_RATIO_SPREAD / math.sqrt(prompts))
     error = math.sqrt(sum(case.metrics["error_l2"] ** 2 for case in cases))
     noise = math.sqrt(sum(case.metrics["noise_l2"] ** 2 for case in cases))
     ratio = error / noise
     return replace(
         cases[0],
-        name=f"all prompts · {output}",
+        name=f"all {kind}s · {output}",
         metrics={"r_ratio": ratio, "relative_max": max(case.metrics["relative_max"] for case in cases)},
         limits={"r_ratio": limit},
         passed=all(case.passed for case in cases) and ratio <= limit,
-        detail=f"over {prompts} prompts (the limit is {R_RATIO_LIMIT} and two standard errors); single ones from "
+        detail=f"over {prompts} {kind}s (the limit is {R_RATIO_LIMIT} and two standard errors); single ones from "
         f"{min(case.metrics['r_ratio'] for case in cases):.2f} to {max(case.metrics['r_ratio'] for case in cases):.2f}",
     )
 

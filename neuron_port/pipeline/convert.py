@@ -19,8 +19,8 @@ import torch
 from neuron_port.build import GraphFiles, write_bundle
 from neuron_port.checkpoint import resolve
 from neuron_port.errors import ParityError
+from neuron_port.pipeline import forward_proof, forward_runs
 from neuron_port.pipeline.drafting import Drafting, draft_layers, layers_to_draft
-from neuron_port.pipeline import forward_proof
 from neuron_port.pipeline.forward_proof import ForwardProof
 from neuron_port.pipeline.golden import golden_arrays
 from neuron_port.pipeline.kernel_proof import KernelProof
@@ -218,7 +218,7 @@ class _Proofs:
                 made: Callable[..., Any] = SequenceProof
             else:
                 specs = [graph.spec for graph in self.lowered[torch.float32]]
-                runs, result.reused = forward_proof.all_runs(work, specs, result.progress)
+                runs, result.reused = forward_runs.all_runs(work, specs, result.progress)
                 made = ForwardProof
             work.forget_model()
         for dtype in work.proof_dtypes:

@@ -1,8 +1,8 @@
 """Proofs 2 and 3 of models that answer in one pass: whole inputs through the forward graphs, every output compared.
 
 On XLA-CPU the graphs run as emitted, references inlined; on the simulator the kernels run in place of the references.
-A shorter text is padded and masked as in production, for transformers' own forward too: a model that looks at its last
-place (SigLIP) sees the padding there.
+What transformers answers is in `forward_runs`. Embeddings are judged by direction and by the order of their
+similarities too.
 """
 
 from __future__ import annotations
@@ -16,105 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from neuron_port.errors import UsageError
 from neuron_port.execution import simulated_operator, to_numpy
+from neuron_port.parity.embeddings import (
+    FEWEST_SAMPLES,
+    check_direction,
+    check_ranking,
+)
 from neuron_port.parity.model import OutputJudge, pooled_r_ratio
+from neuron_port.pipeline.forward_runs import ForwardRun, Runs
 from neuron_port.pipeline.lowering import LoweredGraph, export_one
 from neuron_port.pipeline.planning import Plan
-from neuron_port.pipeline.samples import Sample, fingerprints
+from neuron_port.pipeline.samples import fingerprints
 from neuron_port.pipeline.sequence_proof import XlaStep, refused
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
-from neuron_port.port.generate import Step, padded
+from neuron_port.port.generate import Step
 from neuron_port.port.run import GraphRunner, WeightBank
 from neuron_port.simulator import SimulatorError
 from neuron_port.store import write_json
 from neuron_port.types import CaseResult, GraphSpec, ParityReport, Tier, digest, from_json, to_json
-from neuron_port.walk.families.encoder import ForwardStep
 
-STAGE, GRAPH_STAGE, MODEL_STAGE = "oracle", "graph-proof", "model-proof"
+GRAPH_STAGE, MODEL_STAGE = "graph-proof", "model-proof"
 Progress = Callable[[str, int, int], None]
-
-
-Runs = dict[tuple[int, int], "ForwardRun"]  # by numbers of sample and graph
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForwardRun:
-    """What transformers answers to one sample as one graph takes it: inputs and every output by name, one row each."""
-
-    inputs: dict[str, torch.Tensor]
-    outputs: dict[str, torch.Tensor]
-
-
-def all_runs(
-    work: Workbench, specs: Sequence[GraphSpec], progress: Progress
-) -> tuple[dict[torch.dtype, Runs], bool]:
-    """Every sample in every graph that holds it, in every proof dtype; and whether all were stored already.
-
-    Raises:
-        UsageError: no graph holds a sample.
-    """
-    runs: dict[torch.dtype, Runs] = {}
-    all_reused = True
-    for dtype in work.proof_dtypes:
-        runs[dtype] = {}
-        for number in range(len(work.options.prompts)):
-            progress(f"sample {number + 1}, {dtype}", number, len(work.options.prompts))
-            sample = work.sample(number)
-            places = [place for place, spec in enumerate(specs) if _holds(spec, sample)]
-            if not places:
-                raise UsageError(
-                    f"Sample {number + 1} is longer than the largest graph",
-                    hint="Convert with larger --buckets.",
-                )
-            for place in places:
-                runs[dtype][number, place], reused = _run(work, sample, specs[place], dtype)
-                all_reused &= reused
-    return runs, all_reused
-
-
-def _holds(spec: GraphSpec, sample: Sample) -> bool:
-    wanted = {item.name: item.spec.shape for item in spec.inputs if item.role == "input"}
-    return all(
-        all(own <= size for own, size in zip(sample[name].shape[1:], shape[1:], strict=True))
-        for name, shape in wanted.items()
-    )
-
-
-def _run(
-    work: Workbench, sample: Sample, spec: GraphSpec, dtype: torch.dtype
-) -> tuple[ForwardRun, bool]:
-    inputs = {
-        item.name: padded(sample[item.name], (1, *item.spec.shape[1:]), sample[item.name].dtype, 1)
-        for item in spec.inputs
-        if item.role == "input"
-    }
-    key = digest(
-        work.checkpoint.revision,
-        fingerprints(inputs),
-        str(dtype),
-        oracle_name(),
-        code_digest("walk/families", "walk/pooling", "checkpoint/weights"),
-    )
-
-    def write(folder: Path) -> None:
-        model = work.model(dtype)
-        step = ForwardStep(model, tuple(inputs), getattr(model, "neuron_port_pooling", None))
-        with torch.no_grad():
-            outputs = step.answer({name: _cast(tensor, dtype) for name, tensor in inputs.items()})
-        whole = {
-            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in outputs.items()
-        }
-        save_file(whole, folder / "run.safetensors")
-
-    folder, reused = work.store.build(STAGE, key, write)
-    return ForwardRun(inputs=inputs, outputs=load_file(folder / "run.safetensors")), reused
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 @dataclass
@@ -165,7 +88,9 @@ class ForwardProof:
         for place, graph in enumerate(self.graphs):
             cases, seconds, ran = self._all_samples(place, "xla-cpu", progress)
             made += ran
-            reports.append(self._report(graph.spec.id, cases, seconds, "neuronx-cc has not compiled this graph"))
+            reports.append(
+                self._report(graph.spec.id, cases, seconds, "neuronx-cc has not compiled this graph")
+            )
         return reports, made
 
     def model_report(self, progress: Progress) -> tuple[ParityReport, int]:
@@ -174,11 +99,14 @@ class ForwardProof:
         subject = f"{self.dtype_name} outputs"
         return self._report(subject, cases, seconds, "no Neuron device has run this model"), made
 
-    def _report(self, subject: str, cases: list[CaseResult], seconds: float, open_question: str) -> ParityReport:
+    def _report(
+        self, subject: str, cases: list[CaseResult], seconds: float, open_question: str
+    ) -> ParityReport:
         if self.baselines is not None:
-            outputs = dict.fromkeys(case.name.split(" · ")[1] for case in cases)
+            distances = [case for case in cases if "r_ratio" in case.metrics]
+            outputs = dict.fromkeys(case.name.split(" · ")[1] for case in distances)
             cases = cases + [
-                pooled_r_ratio([case for case in cases if case.name.split(" · ")[1] == output], output)
+                pooled_r_ratio([case for case in distances if case.name.split(" · ")[1] == output], output)
                 for output in outputs
             ]
         return ParityReport(
@@ -193,6 +121,7 @@ class ForwardProof:
         self, place: int | None, tier: Tier, progress: Progress
     ) -> tuple[list[CaseResult], float, int]:
         cases: list[CaseResult] = []
+        vectors: dict[tuple[int, int], dict[str, Any]] = {}
         seconds, made = 0.0, 0
         count = len(self.work.options.prompts)
         for number in range(count):
@@ -202,9 +131,36 @@ class ForwardProof:
             progress(f"sample {number + 1}, {self.graphs[chosen].spec.id}", number, count)
             stored, reused = self._sample(number, chosen, tier)
             cases += [from_json(CaseResult, case) for case in stored["cases"]]
+            vectors[number, chosen] = stored["embeddings"]
             seconds += stored["seconds"]
             made += not reused
-        return cases, seconds, made
+        return cases + self._rankings(vectors, tier), seconds, made
+
+    def _rankings(self, vectors: dict[tuple[int, int], dict[str, Any]], tier: Tier) -> list[CaseResult]:
+        """A case for each embedding: the order of the similarities between all samples, each in its graph."""
+        if len(vectors) < FEWEST_SAMPLES:
+            return []
+
+        def rows(runs: Runs, output: str) -> torch.Tensor:
+            return torch.stack([runs[key].embeddings[output].double().flatten() for key in vectors])
+
+        return [
+            check_ranking(
+                output,
+                torch.tensor([found[output] for found in vectors.values()], dtype=torch.float64),
+                rows(self.truths, output),
+                rows(self.baselines, output) if self.baselines is not None else None,
+                dtype=self.dtype,
+                tier=tier,
+                texts=[self._text(number) for number, _ in vectors],
+            )
+            for output in next(iter(vectors.values()))
+        ]
+
+    def _text(self, number: int) -> str:
+        """What a sample is, for people: its text, or its number where it was made up."""
+        known = self.work.takes_text and self.work.tokenizer is not None
+        return self.work.options.prompts[number].text if known else f"sample {number + 1}"
 
     def smallest(self, number: int) -> int:
         """The first graph that holds the sample."""
@@ -223,6 +179,7 @@ class ForwardProof:
             self.work.options.target,
             self.work.checkpoint.revision,
             fingerprints(truth.inputs),
+            self._text(number),
             self.dtype_name,
             oracle_name(),
             code_digest("lower/execution", "parity", "port", "pipeline/forward_proof")
@@ -234,29 +191,51 @@ class ForwardProof:
             started = time.monotonic()
             steps: Sequence[Step] = self.xla_steps if tier == "xla-cpu" else self.simulator_steps
             try:
-                cases = self._compare(steps[place], number, place, tier)
+                cases, vectors = self._compare(steps[place], number, place, tier)
             except SimulatorError as error:
                 raise refused(f"sample {number + 1}, {self.dtype_name}", error) from error
-            write_json(
-                folder / "cases.json", to_json({"cases": cases, "seconds": time.monotonic() - started})
-            )
+            found = {"cases": cases, "embeddings": vectors, "seconds": time.monotonic() - started}
+            write_json(folder / "cases.json", to_json(found))
 
         stage = GRAPH_STAGE if tier == "xla-cpu" else MODEL_STAGE
         _, reused = self.work.store.build(stage, key, write)
         return self.work.store.read_json(stage, key, "cases.json"), reused
 
-    def _compare(self, step: Step, number: int, place: int, tier: Tier) -> list[CaseResult]:
+    def _compare(
+        self, step: Step, number: int, place: int, tier: Tier
+    ) -> tuple[list[CaseResult], dict[str, list[float]]]:
+        """The cases of one sample in one graph, and its embeddings by output."""
         truth = self.truths[number, place]
         baseline = self.baselines[number, place] if self.baselines is not None else None
         outputs, _ = step(_graph_inputs(step.spec, truth), ())
+        names = [item.name for item in step.spec.outputs]
+        ours = {
+            name: _first_row(output, truth.outputs[name]) for name, output in zip(names, outputs, strict=True)
+        }
         judge = OutputJudge(tier, f"sample {number + 1}")
         cases = []
-        for item, ours in zip(step.spec.outputs, outputs, strict=True):
-            expected = truth.outputs[item.name]
-            own = ours if ours.shape == expected.shape else ours[: expected.shape[0]]
-            noise = [baseline.outputs[item.name]] if baseline is not None else None
-            cases.append(judge(item.name, [own], [expected], noise))
-        return [replace(case, detail="") if case.passed else case for case in cases]
+        for name, own in ours.items():
+            noise = [baseline.outputs[name]] if baseline is not None else None
+            case = judge(name, [own], [truth.outputs[name]], noise)
+            cases.append(replace(case, detail="") if case.passed else case)
+        for name, expected in truth.embeddings.items():
+            cases.append(
+                check_direction(
+                    f"sample {number + 1} · {name}",
+                    ours[name],
+                    expected,
+                    baseline.embeddings[name] if baseline is not None else None,
+                    dtype=self.dtype,
+                    tier=tier,
+                    text=self._text(number),
+                )
+            )
+        return cases, {name: ours[name].double().flatten().tolist() for name in truth.embeddings}
+
+
+def _first_row(output: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The part of a graph's output that answers one sample: every row of its batch carries the same."""
+    return output[tuple(slice(1) if size == 1 else slice(None) for size in expected.shape)]
 
 
 def _graph_inputs(spec: GraphSpec, run: ForwardRun) -> list[torch.Tensor]:
@@ -273,9 +252,7 @@ def golden_arrays(proof: ForwardProof) -> dict[str, dict[str, Any]]:
     place = proof.smallest(0)
     spec, truth = proof.graphs[place].spec, proof.truths[0, place]
     names = [item.name for item in spec.inputs if item.role == "input"]
-    arrays = {
-        name: to_numpy(tensor) for name, tensor in zip(names, _graph_inputs(spec, truth), strict=True)
-    }
+    arrays = {name: to_numpy(tensor) for name, tensor in zip(names, _graph_inputs(spec, truth), strict=True)}
     for item in spec.outputs:
         answer = truth.outputs[item.name]
         if tuple(answer.shape[1:]) == tuple(item.spec.shape[1:]):

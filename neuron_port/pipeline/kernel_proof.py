@@ -73,7 +73,7 @@ class KernelProof:
                     walk.calls[match.signature],
                     match,
                     found,
-                    read_weight=lambda name: work.reader.get(name, torch.float32),
+                    read_weight=lambda name, first: work.reader.get(name, torch.float32, first=first),
                     target=work.options.target,
                     dtypes=work.proof_dtypes,
                     oracle=oracle_name(),

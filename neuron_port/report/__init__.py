@@ -4,7 +4,7 @@ records.py         StageRecord, and Conversion: everything that a report is made
 coverage.py        the plan as rows with their weight
 cases.py           one case's margin, the worst of many, verdict or measurement
 proofs.py          the state of the three proofs; essentials.py: what proofs 2 and 3 found, in words
-sequences.py       whole prompts as tables
+sequences.py       whole prompts as tables; embeddings.py: directions of vectors and the order of their similarities
 open_questions.py  what was not proven
 numbers.py         numbers, shapes and names as text
 pictures.py        positions of everything drawn; continuations.py: texts cut where they part

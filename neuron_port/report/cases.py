@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from neuron_port.types import CaseResult, ParityReport
 
 _SEPARATOR = " · "
-_POOLED = "all prompts"
+_POOLED = ("all prompts", "all samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceName:
-    """A sequence case's name, "<prompt> · <output>[ · <phase>]", in parts; other names are an output alone."""
+    """A sequence case's name, "<prompt or sample> · <output>[ · <phase>]", in parts; other names are an output alone."""
 
     prompt: str
     output: str
@@ -85,8 +85,13 @@ def is_measurement(case: CaseResult) -> bool:
 
 
 def is_pooled(case: CaseResult) -> bool:
-    """Whether this is the verdict over all prompts together."""
-    return case.name.split(_SEPARATOR)[0] == _POOLED
+    """Whether this is the verdict over all prompts (or samples) together."""
+    return case.name.split(_SEPARATOR)[0] in _POOLED
+
+
+def unit_of(cases: Iterable[CaseResult]) -> str:
+    """What sequence cases count: a "prompt" goes on, a "sample" is answered in one pass."""
+    return "sample" if any(case.name.startswith(("sample ", "all samples")) for case in cases) else "prompt"
 
 
 def by_dtype(cases: Iterable[CaseResult]) -> dict[str, list[CaseResult]]:

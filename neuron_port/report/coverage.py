@@ -36,6 +36,7 @@ class PlanRow:
     recipe: str | None
     reason: str
     evidence: Mapping[str, float] = field(default_factory=dict)
+    refusals: Mapping[str, str] = field(default_factory=dict)  # recipe -> why it did not take the layer
 
     @property
     def count(self) -> int:
@@ -56,7 +57,10 @@ class PlanRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """What each decision takes of one phase: shares of FLOPs and of HBM bytes, and numbers of layers."""
+    """What each decision takes of one phase: shares of FLOPs and of HBM bytes, and numbers of layers.
+
+    Shares of FLOPs are of the whole step, those of bytes of its layers: traffic between layers is not counted.
+    """
 
     phase: str
     batch: int
@@ -70,6 +74,11 @@ class Coverage:
     @property
     def kernel_flops_share(self) -> float:
         return self.flops_share["recipe"] + self.flops_share["draft"]
+
+    @property
+    def between_flops_share(self) -> float:
+        """What the model multiplies in its own code, outside of every layer that was seen."""
+        return max(0.0, 1 - sum(self.flops_share.values())) if self.flops else 0.0
 
     @property
     def kernel_bytes_share(self) -> float:
@@ -111,6 +120,7 @@ def plan_rows(graph: LayerGraph, plan: MatchPlan) -> list[PlanRow]:
             recipe=match.recipe if match else None,
             reason=match.reason if match else "The plan holds no decision for this layer.",
             evidence=match.evidence if match else {},
+            refusals=match.refusals if match else {},
         )
         rows.append(row)
     return rows

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neuron_port.report.cases import Margin, by_dtype, is_pooled, margins
+from neuron_port.report.cases import Margin, by_dtype, is_pooled, margins, unit_of
 from neuron_port.report.continuations import Continuation, continuation
+from neuron_port.report.embeddings import cosine_text
 from neuron_port.report.numbers import metric_text
 from neuron_port.types import CaseResult, ParityReport
 
@@ -19,7 +20,8 @@ def graph_essentials(reports: Sequence[ParityReport]) -> tuple[str, ...]:
 
 def model_essentials(reports: Sequence[ParityReport]) -> tuple[str, ...]:
     """One sentence for each dtype: "float32: 6 prompts × 24 greedy tokens identical ..."."""
-    return _essentials(reports, "logits")
+    cases = [case for report in reports for case in report.cases]
+    return _essentials(reports, "logits" if unit_of(cases) == "prompt" else "all outputs")
 
 
 def _essentials(reports: Sequence[ParityReport], outputs: str) -> tuple[str, ...]:
@@ -51,17 +53,26 @@ def _distances(cases: Sequence[CaseResult], outputs: str) -> list[str]:
             known = worst.get(found.metric)
             if known is None or found.share > known[0].share:
                 worst[found.metric] = (found, is_pooled(case))
+    unit = unit_of(cases)
     return [
-        _distance(found, pooled, outputs)
+        _distance(found, f" over all {unit}s" if pooled else "", outputs)
         for metric, (found, pooled) in worst.items()
         if metric != _TOKEN_METRIC
     ]
 
 
-def _distance(found: Margin, pooled: bool, outputs: str) -> str:
+def _distance(found: Margin, scope: str, outputs: str) -> str:
+    if found.metric == "cosine_distance":
+        return f"embeddings' cosine at least {cosine_text(found.value)} (limit {cosine_text(found.limit)})"
+    if found.metric == "swapped":
+        return (
+            "the order of their similarities unchanged"
+            if found.value == 0
+            else (f"{metric_text(found.value)} pairs of their similarities in another order")
+        )
     measured, allowed = metric_text(found.value), f"limit {metric_text(found.limit)}"
     if found.metric == "relative_max":
         return f"{outputs} within {measured} of transformers, relative to the largest values ({allowed})"
     if found.metric == "r_ratio":
-        return f"R-ratio at most {measured}{' over all prompts' if pooled else ''} ({allowed})"
+        return f"R-ratio at most {measured}{scope} ({allowed})"
     return f"{found.metric} at most {measured} ({allowed})"

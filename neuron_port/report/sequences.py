@@ -1,6 +1,7 @@
 """Whole prompts as tables: a row for each graph and dtype (proof 2), and ratios by prompt and output (proof 3).
 
-Sequence cases are named "<prompt> · <output>[ · <phase>]"; the prompt "all prompts" holds the pooled verdicts.
+Sequence cases are named "<prompt> · <output>[ · <phase>]"; the prompt "all prompts" holds the pooled verdicts. Of
+models that answer in one pass it is "<sample>" and "all samples".
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from neuron_port.report.cases import (
     margin,
     margins,
     split_name,
+    unit_of,
 )
 from neuron_port.report.continuations import Continuation, continuation
+from neuron_port.report.embeddings import EmbeddingTable, embedding_tables, is_about_embeddings
 from neuron_port.report.numbers import metric_text
 from neuron_port.types import CaseResult, ParityReport
 
@@ -29,12 +32,14 @@ _MOST_OUTPUTS = 3
 class GraphRow:
     """One graph in one dtype: `worst` is the verdict closest to its limit, `outputs` the worst value of each output.
 
-    `pooled` says that the verdicts are over all prompts together; `cases` holds them first.
+    `pooled` says that `worst` is over all prompts together; `cases` holds such verdicts first. `unit` is what is
+    counted: "prompt" or "sample".
     """
 
     graph: str
     dtype: str
     oracle: str
+    unit: str
     prompts: int
     pooled: bool
     worst: Margin | None
@@ -72,13 +77,15 @@ class PromptTable:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """One model report in parts: continuations, pooled verdicts, the table of prompts, and whatever is left."""
+    """One model report in parts: continuations, pooled verdicts, the table of prompts, embeddings, and what is left."""
 
     report: ParityReport
+    unit: str
     prompts: int
     texts: tuple[tuple[CaseResult, Continuation], ...]
     verdicts: tuple[CaseResult, ...]
     table: PromptTable | None
+    embeddings: tuple[EmbeddingTable, ...]
     others: tuple[CaseResult, ...]
 
 
@@ -94,17 +101,19 @@ def graph_rows(reports: Sequence[ParityReport]) -> list[GraphRow]:
 def model_section(report: ParityReport) -> ModelSection:
     """One model report of proof 3, in parts."""
     texts = [(case, text) for case in report.cases if (text := continuation(case.detail))]
-    rest = [case for case in report.cases if not continuation(case.detail)]
+    rest = [case for case in report.cases if not continuation(case.detail) and not is_about_embeddings(case)]
     verdicts = [case for case in rest if is_pooled(case)]
     singles = [case for case in rest if not is_pooled(case) and split_name(case.name).prompt]
     others = [case for case in rest if not split_name(case.name).prompt]
     prompts = {case.name for case, _ in texts} | {split_name(case.name).prompt for case in singles}
     return ModelSection(
         report=report,
+        unit=unit_of(report.cases),
         prompts=len(prompts) + len(others),
         texts=tuple(texts),
         verdicts=tuple(verdicts),
         table=prompt_table(singles, verdicts) if singles else None,
+        embeddings=embedding_tables(report.cases),
         others=tuple(others),
     )
 
@@ -134,6 +143,7 @@ def prompt_table(cases: Sequence[CaseResult], verdicts: Sequence[CaseResult]) ->
 
 def _graph_row(report: ParityReport, dtype: str, cases: Sequence[CaseResult]) -> GraphRow:
     verdicts = [case for case in cases if not is_measurement(case)]
+    pooled = [found.metric for case in verdicts if is_pooled(case) for found in margins(case)]
     closest = [found for case in verdicts if (found := margin(case))]
     worst = max(closest, key=lambda found: found.share, default=None)
     outputs: dict[str, Margin] = {}
@@ -150,8 +160,9 @@ def _graph_row(report: ParityReport, dtype: str, cases: Sequence[CaseResult]) ->
         graph=report.subject,
         dtype=dtype,
         oracle=report.oracle,
+        unit=unit_of(cases),
         prompts=len(singles - {""}),
-        pooled=any(map(is_pooled, cases)),
+        pooled=worst is not None and worst.metric in pooled,
         worst=worst,
         outputs=tuple((output, outputs[output].value) for output in outputs if output in shown),
         outputs_left_out=len(outputs) - len(shown),

@@ -55,7 +55,8 @@ class KnownValues(TorchFunctionMode):
                 hint="The model's code for pictures cannot be traced yet.",
             )
         if unknown and len(unknown) < len(tensors):
-            device = unknown[0].device
+            devices = [tensor.device for tensor in unknown]
+            device = next((device for device in devices if device.type == "meta"), devices[0])
             args, kwargs = tree_map(lambda item: self._traced(item, device), (args, kwargs))
         if func is torch.Tensor.tolist and unknown and unknown[0].numel() in self.lists:
             return list(self.lists[unknown[0].numel()])
@@ -126,7 +127,7 @@ def _on_cpu(kwargs: Mapping[str, Any]) -> bool:
 
 
 def _brought_home(item: Any) -> Any:
-    return _CPU if isinstance(item, torch.device) else item
+    return _CPU if isinstance(item, torch.device) or (isinstance(item, str) and item == "meta") else item
 
 
 def _changes_first(func: Any) -> bool:

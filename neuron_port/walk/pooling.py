@@ -45,11 +45,17 @@ def read_pooling(directory: Path) -> Pooling | None:
     kinds = {entry["type"].rsplit(".", 1)[-1]: entry.get("path", "") for entry in modules}
     if "Pooling" not in kinds:
         return None
+    if others := sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}):
+        raise CheckpointError(
+            f"{listing} has a module of the kind `{others[0]}` behind the encoder",
+            hint="Pooling and Normalize are known. Without modules.json the encoder is converted alone.",
+        )
     options = json.loads((directory / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
     chosen = [name for name, value in options.items() if name.startswith("pooling_mode_") and value is True]
     modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     if len(chosen) != 1 or chosen[0] not in modes:
         raise CheckpointError(
-            f"{listing} pools by {', '.join(chosen) or 'nothing'}", hint="The mean and the first token are known."
+            f"{listing} pools by {', '.join(chosen) or 'nothing'}",
+            hint="The mean and the first token are known.",
         )
     return Pooling(mode=modes[chosen[0]], normalize="Normalize" in kinds)

@@ -99,8 +99,8 @@ RECIPE = Recipe(
         "N": Size(least=1, most=262144),
     },
     cases=(
-        Case(name="one token", kind="ordinary", sizes={"T": 1, "K": 576, "N": 1536}),
-        Case(name="four tokens with bias", kind="ordinary", sizes={"T": 4, "K": 256, "N": 2304, "bias": 1}),
+        Case(name="one token", kind="ordinary", sizes={"T": 1, "K": 384, "N": 1024}),
+        Case(name="four tokens with bias", kind="ordinary", sizes={"T": 4, "K": 256, "N": 1152, "bias": 1}),
         Case(name="a prompt with bias", kind="ordinary", sizes={"T": 128, "K": 576, "N": 192, "bias": 1}),
         Case(
             name="e5m2, one token",

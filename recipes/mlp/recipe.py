@@ -1,9 +1,9 @@
 """MLP: activation(x @ up) @ down, with gelu, gelu_tanh, quick_gelu, relu, relu2 (relu squared) or silu.
 
 Matches modules whose only parameters are the weights of two projections, each with a bias or without, and which are
-called with one tensor of the first one's features. Weights are stored as [N, K] (transposed at load) or as [K, N] (GPT-2).
-Names hint what activates; all activations are tried in turn, and the numeric probe decides. A module that does more,
-such as to add a residual, is not matched: its projections then are, one by one.
+called with one tensor of the first one's features. Weights are stored as [N, K] (transposed at load) or as [K, N]
+(GPT-2). Names hint what activates; all activations are tried in turn, and the numeric probe decides. A module that does
+more, such as to add a residual, is not matched: its projections then are, one by one.
 Any T; float32 and bfloat16. Sizes: T = tokens, H = hidden, I = intermediate, N = output features.
 """
 

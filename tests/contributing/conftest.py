@@ -51,7 +51,8 @@ def shortened(folder: Path) -> Path:
     for case in LARGE_CASES:
         edit(folder, "recipe.py", case, "")
     page = folder / "README.md"
-    page.write_text("".join(line for line in page.open() if not line.startswith("| a long prompt: ")))
+    lines = page.read_text().splitlines(keepends=True)
+    page.write_text("".join(line for line in lines if not line.startswith("| a long prompt: ")))
     return folder
 
 

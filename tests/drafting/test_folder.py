@@ -68,7 +68,7 @@ def test_the_whole_way(tmp_path, model, layer, source, named):
             walk.calls[first.signature],
             decided,
             found,
-            read_weight=lambda name, weights=weights: weights[name.removeprefix(f"{layer}.")],
+            read_weight=lambda name, first, weights=weights: weights[name.removeprefix(f"{layer}.")],
             target="trn2",
             dtypes=(torch.float32, torch.bfloat16),
             oracle="transformers",

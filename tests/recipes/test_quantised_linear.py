@@ -183,3 +183,15 @@ def test_the_probe_accepts_e5m2_layers() -> None:
 def test_bind_refuses(name: str, subject: Call) -> None:
     """What the kernel cannot compute is not bound."""
     assert REGISTRY[name].recipe.bind(subject) is None
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "codes"),
+    [("e4m3", torch.float8_e4m3fn, 0x78), ("e5m2", torch.float8_e5m2, 0x7C)],
+)
+def test_the_reference_decodes_every_code(form: str, dtype: torch.dtype, codes: int) -> None:
+    """Every finite code, subnormals and both zeros, means in the reference what torch's own dtype means."""
+    magnitudes = torch.arange(codes, dtype=torch.uint8)
+    bits = torch.cat([magnitudes, magnitudes + 128])[None, :]
+    values = REGISTRY["linear_fp8"].reference(torch.ones(1, 1), bits, torch.ones(2 * codes), form=form)
+    assert torch.equal(values, bits.view(dtype).float())
