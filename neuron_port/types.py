@@ -22,8 +22,8 @@ from neuron_port.errors import ParityError
 
 # Names are the ones of safetensors' and torch's own spelling, without the `torch.` prefix.
 DTYPE_BYTES = {
-    "float64": 8, "complex64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
-    "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "float64": 8, "complex64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
 
 Record = TypeVar("Record")

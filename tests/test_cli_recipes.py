@@ -154,7 +154,7 @@ def test_check_fails_with_the_reason(small: Path) -> None:
     edit(small, "kernel.py", "op1=nl.multiply", "op1=nl.add")
     finished = run("recipes", "check", small)
     assert finished.code == 1
-    assert "small_scale: failed: documents, parity, " in finished.stdout
+    assert "small_scale: failed: parity, sweep, stress; " in finished.stdout
     assert "`a prompt`, float32, gen2" in finished.stdout
     facts = run("recipes", "check", small, "--json")
     assert facts.code == 1

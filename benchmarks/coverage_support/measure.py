@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -152,8 +153,8 @@ def worst_float32(reports: Mapping[str, Any]) -> float | None:
 
 def last_words(stderr: str, code: int) -> str:
     """Why a process failed: the error's line of its standard error, or the signal that ended it."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("hint:")]
-    errors = [line for line in lines if line.startswith(("Error", "error")) or "Error: " in line]
     if code < 0:
         return f"ended by signal {-code}"
-    return (errors or lines or [f"exit status {code}, without a word"])[-1][:400]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"error: |[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (errors or lines or [f"exit status {code}, without a word"])[-1].removeprefix("error: ")[:400]

@@ -194,7 +194,11 @@ def interface(spec: GraphSpec) -> dict[str, Any]:
              "alias_of": item.alias_of}
             for item in spec.outputs
         ],
-        "transforms": {"none": "as in the file", "transpose": "the last two axes change places: [N, K] in the file is [K, N] in the graph", "permute:a,b": "axis n of the graph's tensor is the n-th named axis of the file's"},
+        "transforms": {
+            "none": "as in the file",
+            "transpose": "the last two axes change places: [N, K] in the file is [K, N] in the graph",
+            "permute:a,b": "axis n of the graph's tensor is the n-th named axis of the file's",
+        },
     }  # fmt: skip
 
 

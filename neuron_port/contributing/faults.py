@@ -110,9 +110,12 @@ def _possible(bench: Bench, fault: Fault) -> bool:
 def _is_constant(bench: Bench, place: int) -> bool:
     """Whether a tensor argument of several elements has one value throughout, in every case that has it."""
     drawn = [case_inputs(bench.recipe, case) for case in bench.recipe.cases]
-    tensors = [inputs[place] for inputs in drawn if place < len(inputs) and inputs[place] is not None]
+    places = [inputs[place] for inputs in drawn if place < len(inputs)]
+    tensors = [tensor for tensor in places if tensor is not None]
     return any(tensor.numel() > 1 for tensor in tensors) and all(
-        bool((tensor == tensor.flatten()[:1].reshape(())).all()) for tensor in tensors if tensor.numel()
+        torch.equal(tensor, tensor.flatten()[:1].reshape(()).expand_as(tensor))
+        for tensor in tensors
+        if tensor.numel()
     )
 
 

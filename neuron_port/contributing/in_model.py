@@ -36,7 +36,7 @@ def check_in_model(found: RegisteredRecipe, model: str, target: str, say: Say) -
         reason = f": {near[0]}" if near else ": `bind` accepts none of its layers"
         return judged(NAME, "", [f"the recipe takes no layer of {model}{reason}"])
     taken = [one for one in decided.matches if one.recipe is not None]
-    layers = sum(len(one.layers) for one in taken)
+    layers = len({name for one in taken for name in one.layers})
     problems, done, too_large = [], [], []
     for number, (one, walk, layer) in enumerate(_with_layers(taken, walks)):
         inputs = " ".join(str(list(spec.shape)) for spec in layer.inputs)

@@ -17,7 +17,7 @@ from neuron_port.match.matcher import MISFITS
 from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.recipe import Binding
 from neuron_port.registry import RegisteredRecipe, execute_file
-from neuron_port.walk.cutpoints import Call, plain_attributes
+from neuron_port.walk.calls import Call, plain_attributes
 
 NAME, EXAMPLE = "probe", "example.py"
 WRONG_SCALE = 1.02

@@ -39,6 +39,14 @@ def smallest_case(recipe: Recipe) -> Case:
     return min(ordinary, key=lambda case: elements(recipe, case.sizes))
 
 
+def roomy_case(recipe: Recipe) -> Case:
+    """The largest ordinary case that is affordable: values show there that one short row may hide."""
+    affordable_ones = [
+        case for case in recipe.cases if case.kind == "ordinary" and affordable(recipe, case.sizes)
+    ]
+    return max(affordable_ones, key=lambda case: elements(recipe, case.sizes), default=smallest_case(recipe))
+
+
 def _telling(size: Size) -> set[int]:
     """Values in the size's range that reach tails; where it has a multiple, the nearest at or above each."""
     wanted = (size.least, 1, PRIME, TILE - 1, TILE, TILE + 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from neuron_port.contributing.records import Check, Say, judged
-from neuron_port.contributing.sizes import smallest_case, swept_cases
+from neuron_port.contributing.sizes import roomy_case, swept_cases
 from neuron_port.execution import KernelOperator, simulated_operator
 from neuron_port.grading.oracle import DRAWN_SLACK, TORCH_DTYPES
 from neuron_port.parity.comparison import Comparison
@@ -154,7 +154,7 @@ def check_sweep(bench: Bench, say: Say) -> Check:
 
 def check_stress(bench: Bench, say: Say) -> Check:
     """The kernel is right where values are not normal: every style of `Style`, tiny and large ones."""
-    base = smallest_case(bench.recipe)
+    base = roomy_case(bench.recipe)
     cases = [replace(base, name=style, kind="stress", style=style) for style in STYLES if style != "normal"]
     cases += [replace(base, name=name, kind="stress", scale=scale) for name, scale in SCALES]
     usable = [case for case in cases if bench.usable(case)]

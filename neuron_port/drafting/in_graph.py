@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -33,7 +33,8 @@ from neuron_port.registry import Registry
 from neuron_port.simulator import SimulatorError
 from neuron_port.simulator.target import find_target
 from neuron_port.types import CaseResult, Match, ParityReport, Phase
-from neuron_port.walk.cutpoints import Call, intercept
+from neuron_port.walk.calls import Call
+from neuron_port.walk.cutpoints import intercept
 from neuron_port.walk.families import programs_of
 from neuron_port.walk.program import GraphShapes, Program
 from neuron_port.walk.walker import walk

@@ -13,7 +13,7 @@ from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.recipe import Binding
 from neuron_port.registry import RegisteredRecipe, Registry
 from neuron_port.types import DIFFERENT, EXCLUDED, Layer, Match, MatchPlan, digest
-from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.calls import Call
 from neuron_port.walk.walker import Walk
 
 

@@ -16,7 +16,7 @@ import torch
 
 from neuron_port.recipe import Binding, Recipe
 from neuron_port.types import WeightSource, permutation
-from neuron_port.walk.cutpoints import Call, flatten_tensors, stored_tensors
+from neuron_port.walk.calls import Call, flatten_tensors, stored_tensors
 
 RELATIVE_LIMIT = 2e-5
 SCALES = (1.0, 1e3, 3e-3)
@@ -41,7 +41,7 @@ def materialize(
             owner.register_buffer(leaf, fill(name, tensor))
     for child in clone.modules():
         vars(child).pop("forward", None)  # a deep copy of an intercepted module must not call its original
-        config = getattr(child, "config", None)
+        config: Any = getattr(child, "config", None)
         exact = any(parameter.dtype is torch.float64 for parameter in child.parameters(recurse=False))
         if exact and hasattr(config, "_experts_implementation"):
             config._experts_implementation = "eager"  # torch's grouped product of experts has no float64
@@ -274,9 +274,7 @@ def changed(
     after = list(flatten_tensors((own_args, own_kwargs)))
     shown = after if shown_args is None else list(flatten_tensors((shown_args, shown_kwargs)))
     return [
-        left
-        for first, last, left in zip(before, after, shown, strict=True)
-        if not torch.equal(first, last)
+        left for first, last, left in zip(before, after, shown, strict=True) if not torch.equal(first, last)
     ]
 
 

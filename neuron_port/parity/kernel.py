@@ -29,7 +29,7 @@ from neuron_port.parity.problems import Problem, neighbour, problems
 from neuron_port.registry import RegisteredRecipe
 from neuron_port.simulator import SimulatorError
 from neuron_port.types import CaseResult, Layer, Match, ParityReport, TensorSpec
-from neuron_port.walk.cutpoints import Call, dtype_name, flatten_tensors, stored_tensors
+from neuron_port.walk.calls import Call, dtype_name, flatten_tensors, stored_tensors
 from neuron_port.walk.walker import Capture
 
 # Checkpoint tensor name, how many of its first axis are wanted (None: all) -> float32 tensor.

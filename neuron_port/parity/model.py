@@ -93,7 +93,9 @@ def run_oracle(
             tokens.append(int(forced[number] if forced is not None else logits[-1].argmax()))
             if number == cached_tokens:
                 final_caches = _snapshot(cache)
-            if cache is None:  # the model answers with its state instead of keeping it in the cache it was given
+            if (
+                cache is None
+            ):  # the model answers with its state instead of keeping it in the cache it was given
                 state = {LIST_ARGUMENT: out.state}
             if number + 1 < new_tokens:
                 out = model(input_ids=torch.tensor([[tokens[-1]]]), **state, use_cache=True)

@@ -11,7 +11,7 @@ import torch
 from neuron_port.match.probe import draw_for, token_axes
 from neuron_port.parity.comparison import EPSILON
 from neuron_port.registry import RegisteredRecipe
-from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.calls import Call
 from neuron_port.walk.walker import Capture
 
 TAIL_TOKENS = (1, 3, 77)

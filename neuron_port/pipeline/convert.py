@@ -213,9 +213,11 @@ class _Proofs:
     def oracle(self) -> None:
         work = self.work
         with self.stages.stage("transformers reference") as result:
+            runs: dict[torch.dtype, Any]
+            made: Callable[..., Any]
             if work.family != "encoder":
                 runs, result.reused = all_oracles(work, result.progress)
-                made: Callable[..., Any] = SequenceProof
+                made = SequenceProof
             else:
                 specs = [graph.spec for graph in self.lowered[torch.float32]]
                 runs, result.reused = forward_runs.all_runs(work, specs, result.progress)

@@ -21,6 +21,7 @@ from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
 from neuron_port.port.generate import padded
 from neuron_port.types import GraphSpec, digest
 from neuron_port.walk.families.encoder import ForwardStep
+from neuron_port.walk.pooling import pooling_of
 
 STAGE = "oracle"
 Progress = Callable[[str, int, int], None]
@@ -94,7 +95,7 @@ def _run(work: Workbench, sample: Sample, spec: GraphSpec, dtype: torch.dtype) -
 
     def write(folder: Path) -> None:
         model = work.model(dtype)
-        step = ForwardStep(model, tuple(inputs), getattr(model, "neuron_port_pooling", None))
+        step = ForwardStep(model, tuple(inputs), pooling_of(model))
         with torch.no_grad():
             outputs = step.answer({name: _cast(tensor, dtype) for name, tensor in inputs.items()})
             if SENTENCE_EMBEDDING in outputs:

@@ -20,7 +20,7 @@ from neuron_port.port.export import ExportedGraph, export_graph
 from neuron_port.port.operators import register
 from neuron_port.store import write_json
 from neuron_port.types import GraphSpec, digest, from_json, to_json
-from neuron_port.walk.cutpoints import dtype_name
+from neuron_port.walk.calls import dtype_name
 
 STAGE = "graphs"
 

@@ -13,7 +13,7 @@ from neuron_port.pipeline.samples import Sample, fingerprints
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
 from neuron_port.store import write_json
 from neuron_port.types import digest
-from neuron_port.walk.cutpoints import dtype_name
+from neuron_port.walk.calls import dtype_name
 
 STAGE = "oracle"
 DECODE_STEPS = 16  # tokens appended to each prompt when outputs are compared; caches are kept after these

@@ -32,8 +32,8 @@ from neuron_port.store import Store
 from neuron_port.types import Checkpoint, Family, digest
 from neuron_port.walk.families import family_of, programs_of
 from neuron_port.walk.families.encoder import wanted_inputs
+from neuron_port.walk.pooling import pool_with, read_pooling
 from neuron_port.walk.program import GraphShapes, Program
-from neuron_port.walk.pooling import read_pooling
 from neuron_port.walk.walker import Walk, walk
 
 # Above this the whole-model proofs (float32 oracle, ported weights, XLA's copy) leave a laptop's memory.
@@ -90,7 +90,7 @@ class Workbench:
 
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
         model = build_skeleton(self.config, dtype)
-        model.neuron_port_pooling = read_pooling(Path(self.checkpoint.directory))
+        pool_with(model, read_pooling(Path(self.checkpoint.directory)))
         return model
 
     @cached_property
@@ -122,7 +122,7 @@ class Workbench:
         if dtype not in self._models:
             self._models.clear()
             model = load_model(self.checkpoint, dtype)
-            model.neuron_port_pooling = read_pooling(Path(self.checkpoint.directory))
+            pool_with(model, read_pooling(Path(self.checkpoint.directory)))
             self._models[dtype] = model
         return self._models[dtype]
 

@@ -22,7 +22,8 @@ from neuron_port.port.operators import operator
 from neuron_port.recipe import Recipe
 from neuron_port.registry import Registry
 from neuron_port.types import GraphInput, GraphOutput, GraphSpec, Match, TensorSpec, WeightSource
-from neuron_port.walk.cutpoints import Call, flatten_tensors, intercept, spec_of
+from neuron_port.walk.calls import Call, flatten_tensors, spec_of
+from neuron_port.walk.cutpoints import intercept
 from neuron_port.walk.program import Program
 
 LITERAL_LIMIT_BYTES = 1024  # the bundle's rule: nothing larger is written into a graph

@@ -68,7 +68,7 @@ class Session:
     def _prefill(self, sample: Sample, bucket: int, length: int) -> torch.Tensor:
         spec = self._prefills[bucket].spec
         self.length = length
-        given = sample | {"positions": torch.full((1,), length - 1)}
+        given = {**sample, "positions": torch.full((1,), length - 1)}
         (logits,), self._caches = self._prefills[bucket](_inputs(spec, given), _empty_states(spec))
         return logits[0]
 
@@ -87,7 +87,7 @@ class Session:
                 hint="Convert with a larger --cache-length.",
             )
         ids, here = torch.full((1, 1), token), torch.full((1,), self.length)
-        given = self._sample | {"input_ids": ids, "decoder_input_ids": ids, "positions": here}
+        given = {**self._sample, "input_ids": ids, "decoder_input_ids": ids, "positions": here}
         if "position_ids" in self._sample:  # places on several axes: a text goes on by one on each
             last = self._sample["position_ids"].max() + 1 + self.length - self._sample["input_ids"].shape[-1]
             given["position_ids"] = last.expand(self._sample["position_ids"].shape[:-1])[..., None]
@@ -127,7 +127,7 @@ def _inputs(spec: GraphSpec, sample: Sample) -> list[torch.Tensor]:
 
 
 def padded(own: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, batch: int) -> torch.Tensor:
-    """`own` as a graph takes it: cast, zeros beyond its own sizes, repeated along the axis on which the graph counts rows.
+    """`own` as a graph takes it: cast, zeros beyond its own sizes, repeated along the axis on which it counts rows.
 
     That is the first axis of `batch` times its own size (one row; of a picture in patches: all its patches).
     """

@@ -70,6 +70,12 @@ class Coverage:
     flops_share: Mapping[str, float]
     bytes_share: Mapping[str, float]
     layers: Mapping[str, int]
+    shares_phase: bool = False  # with other graphs, of other lengths
+
+    @property
+    def label(self) -> str:
+        """The phase, with the length where that alone tells it from another graph: "forward, length 64"."""
+        return f"{self.phase}, length {self.sequence_length}" if self.shares_phase else self.phase
 
     @property
     def kernel_flops_share(self) -> float:

@@ -123,7 +123,7 @@ def _phase_text(cover: Coverage, rows: list[PlanRow]) -> str:
     flops = share_text(sum(row.flops for row in rows) / cover.flops if cover.flops else 0.0)
     moved = share_text(sum(row.hbm_bytes for row in rows) / cover.hbm_bytes if cover.hbm_bytes else 0.0)
     layers = "layer" if count == 1 else "layers"
-    return f"In {cover.phase} {count} {layers}: {kinds} ({flops} of FLOPs, {moved} of HBM bytes)."
+    return f"In {cover.label} {count} {layers}: {kinds} ({flops} of FLOPs, {moved} of HBM bytes)."
 
 
 def _from_reports(conversion: Conversion, said: set[str]) -> list[OpenQuestion]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -50,7 +51,8 @@ class Conversion:
             Cases "all prompts · <output>" are verdicts over prompts whose own cases have no limits.
         model_reports: proof 3, ported model = model. Either one case per prompt, its texts as JSON in `detail`
             (prompt, reference_text, ported_text, reference_tokens, ported_tokens), or cases
-            "<prompt> · <output> · <phase>" with their verdicts over all prompts.
+            "<prompt> · <output> · <phase>" with their verdicts over all prompts. Models that answer in one pass have
+            samples in place of prompts, and of embeddings "<sample> · <output> · cosine" and "... · ranking" too.
         graph_lints: by graph id. Values are shown by their form: a mapping of counts becomes a histogram, a
             list becomes findings (text, or mappings of text), anything else is listed.
         target: the chip: "inf2", "trn1" or "trn2".
@@ -74,4 +76,8 @@ class Conversion:
     def phases(self) -> tuple[tuple[Coverage, tuple[PlanRow, ...]], ...]:
         """Each graph's rows and their sums, worked out once: signatures of many layers take a while."""
         rows_of_graphs = [(graph, tuple(plan_rows(graph, self.plan))) for graph in self.graphs]
-        return tuple((coverage(graph, rows), rows) for graph, rows in rows_of_graphs)
+        of_phase = Counter(graph.phase for graph in self.graphs)
+        return tuple(
+            (replace(coverage(graph, rows), shares_phase=of_phase[graph.phase] > 1), rows)
+            for graph, rows in rows_of_graphs
+        )

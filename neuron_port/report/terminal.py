@@ -155,7 +155,7 @@ def _coverage_table(conversion: Conversion) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for cover, _ in conversion.phases:
         table.add_row(
-            cover.phase,
+            cover.label,
             f"{cover.kernel_layer_count} of {cover.layer_count}",
             share_text(cover.kernel_flops_share),
             share_text(cover.kernel_bytes_share),

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from neuron_port.walk.masks import EVERYTHING, MaskStructure, additive
+from neuron_port.walk.cache import is_cache_view
+from neuron_port.walk.masks import CAUSAL, EVERYTHING, MaskStructure, additive, structure_of
+from neuron_port.walk.program import step_or_none
+
+IGNORED_ARGUMENTS = {
+    "dropout", "use_cache", "output_attentions", "scaling", "sliding_window", "is_causal", "position_ids",
+    "output_hidden_states", "return_dict", "cache_position",
+}  # fmt: skip
 
 
 def prefill_attention(
@@ -91,3 +98,52 @@ def _with_parameter(module: torch.nn.Module, name: str, value: torch.Tensor) -> 
     shown.__dict__.update(module.__dict__)
     shown._parameters = {**module._parameters, name: value}  # type: ignore[dict-item]
     return shown
+
+
+def is_decode(structure: MaskStructure, query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether one new token looks at a cache: its slots themselves, or keys that were made of them (latent caches)."""
+    step = step_or_none()
+    return is_cache_view(key) or (
+        step is not None
+        and step.phase == "decode"
+        and structure.is_causal
+        and query.shape[2] == 1 < key.shape[2]
+    )
+
+
+def rule_of(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    kwargs: Mapping[str, Any],
+) -> MaskStructure:
+    """Which keys a query sees by rule. Without a mask the module says whether it is causal, as torch's own attention."""
+    if mask is not None:
+        structure = structure_of(mask)
+        return EVERYTHING if structure.is_data else structure
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    window = kwargs.get("sliding_window")
+    if not causal or (query.shape[2] != key.shape[2] and not is_cache_view(key)):
+        return EVERYTHING
+    return CAUSAL.both(MaskStructure(before=window - 1)) if window else CAUSAL
+
+
+def attributes_of(
+    structure: MaskStructure, query: torch.Tensor, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides the result besides the tensors; tensors among the keywords are named `tensor:<name>`."""
+    attributes: dict[str, Any] = {
+        name: item
+        for name, item in options.items()
+        if name not in IGNORED_ARGUMENTS and isinstance(item, (bool, int, float, str))
+    }
+    attributes["scaling"] = float(options.get("scaling") or query.shape[-1] ** -0.5)
+    attributes["is_causal"] = structure.is_causal
+    bounds = {"window_before": structure.before, "chunk_size": structure.chunk}
+    if not structure.is_causal:
+        bounds["window_after"] = structure.after
+    attributes |= {name: bound for name, bound in bounds.items() if bound is not None}
+    tensors = sorted(name for name, item in options.items() if torch.is_tensor(item))
+    return attributes | {f"tensor:{name}": True for name in tensors}

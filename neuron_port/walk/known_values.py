@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 from neuron_port.errors import CheckpointError
-from neuron_port.walk.cutpoints import flatten_tensors
+from neuron_port.walk.calls import flatten_tensors
 
 _CPU = torch.device("cpu")
 
@@ -60,10 +60,10 @@ class KnownValues(TorchFunctionMode):
             args, kwargs = tree_map(lambda item: self._traced(item, device), (args, kwargs))
         if func is torch.Tensor.tolist and unknown and unknown[0].numel() in self.lists:
             return list(self.lists[unknown[0].numel()])
-        if func is torch.Tensor.__getitem__ and _mask_of(args[1]) is not None:
-            return self._rows(args[0], _mask_of(args[1]))
-        if func is torch.Tensor.__setitem__ and _mask_of(args[1]) is not None:
-            return _put_rows(args[0], _mask_of(args[1]), args[2])
+        if func is torch.Tensor.__getitem__ and (mask := _mask_of(args[1])) is not None:
+            return self._rows(args[0], mask)
+        if func is torch.Tensor.__setitem__ and (mask := _mask_of(args[1])) is not None:
+            return _put_rows(args[0], mask, args[2])
         return func(*args, **kwargs)
 
     def _compute(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -115,7 +115,9 @@ def _put_rows(x: torch.Tensor, mask: torch.Tensor, value: Any) -> None:
 def _mask_of(index: Any) -> torch.Tensor | None:
     """The mask of `x[mask]` and `x[mask, :]`; None of any other index."""
     first, *rest = index if isinstance(index, tuple) else (index,)
-    if any(item != slice(None) for item in rest if not torch.is_tensor(item)) or any(map(torch.is_tensor, rest)):
+    if any(item != slice(None) for item in rest if not torch.is_tensor(item)) or any(
+        map(torch.is_tensor, rest)
+    ):
         return None
     return first if torch.is_tensor(first) and first.dtype is torch.bool and first.ndim else None
 
@@ -134,12 +136,29 @@ def _changes_first(func: Any) -> bool:
     """Whether a function writes its first argument: `add_`, `__iadd__`, `__setitem__`."""
     name = getattr(func, "__name__", "")
     inplace = name.endswith("_") and not name.endswith("__")
-    return inplace or name == "__setitem__" or (name.startswith("__i") and name.removeprefix("__i") in _OPERATORS)
+    return (
+        inplace
+        or name == "__setitem__"
+        or (name.startswith("__i") and name.removeprefix("__i") in _OPERATORS)
+    )
 
 
 _OPERATORS: Iterable[str] = frozenset(
     f"{name}__"
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    )
 )
 
 __all__ = ["KnownValues"]

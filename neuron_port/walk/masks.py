@@ -126,6 +126,7 @@ def build_mask(
         allowed = structure.allowed(places, keys).expand(batch_size, 1, q_length, kv_length)
         if attention_mask is not None:
             padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
+            assert padding is not None
             padding = padding[:, None, None, kv_offset : kv_offset + kv_length].to(torch.bool)
             allowed = allowed & padding
     mask = additive(allowed, dtype)

@@ -13,6 +13,8 @@ import torch
 
 from neuron_port.errors import CheckpointError
 
+_NOTE = "neuron_port_pooling"  # the attribute of a model
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
@@ -30,6 +32,18 @@ class Pooling:
             total = (hidden.to(torch.float32) * weights).sum(1)
             pooled = (total / weights.sum(1).clamp(min=1e-9)).to(hidden.dtype)
         return torch.nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+
+def pool_with(model: torch.nn.Module, pooling: Pooling | None) -> None:
+    """Note on the model how its checkpoint pools; copies of the model keep the note."""
+    setattr(model, _NOTE, pooling)
+
+
+def pooling_of(model: torch.nn.Module) -> Pooling | None:
+    """What `pool_with` noted, if anything."""
+    found = getattr(model, _NOTE, None)
+    assert found is None or isinstance(found, Pooling)
+    return found
 
 
 def read_pooling(directory: Path) -> Pooling | None:

@@ -15,14 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from neuron_port.types import Layer, LayerGraph, Phase, TensorSpec
-from neuron_port.walk.cutpoints import (
-    Call,
-    dtype_name,
-    flatten_tensors,
-    intercept,
-    spec_of,
-    stored_tensors,
-)
+from neuron_port.walk.calls import Call, dtype_name, flatten_tensors, spec_of, stored_tensors
+from neuron_port.walk.cutpoints import intercept
 from neuron_port.walk.families import run_sample
 from neuron_port.walk.program import Program
 
@@ -91,7 +85,9 @@ def _is_view(call: Call, result: Any) -> bool:
         return False
     given = call.args[0]
     home = given if given._base is None else given._base
-    return result is given or (torch.is_tensor(result) and result._base is home and result.numel() == given.numel())
+    return result is given or (
+        torch.is_tensor(result) and result._base is home and result.numel() == given.numel()
+    )
 
 
 def describe(call: Call, result: Any, flops: int) -> Layer:

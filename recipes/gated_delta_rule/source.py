@@ -52,7 +52,10 @@ def gated_delta_rule(
     initial: torch.Tensor | None,
     normalize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns out [B, S, H, E] and the last state [B, H, D, E] for q, k [B, S, K, D], v [B, S, H, E], g, beta [B, S, H]."""
+    """Returns out [B, S, H, E] and the last state [B, H, D, E].
+
+    q, k: [B, S, K, D]; v: [B, S, H, E]; g, beta: [B, S, H].
+    """
     batch, tokens, key_heads, depth = k.shape
     heads, width = v.shape[2:]
     out = torch.empty(v.shape, dtype=q.dtype, device=q.device)

@@ -64,9 +64,9 @@ def test_random_weights_fetch_no_weights(store: Store, make_llama: Callable[...,
 def test_unportable_model_costs_no_download(store: Store, make_llama: Callable[..., Path]) -> None:
     """A model that cannot be ported is refused before its weights are fetched."""
     folder = make_llama()
-    (folder / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    (folder / "config.json").write_text('{"architectures": ["BertForNothing"], "model_type": "bert"}')
     hub = FakeHub(folder)
-    with pytest.raises(CheckpointError, match="BertModel"):
+    with pytest.raises(CheckpointError, match="BertForNothing"):
         resolve("nobody/tiny", store=store, snapshot=hub)
     assert len(hub.requests) == 1
 

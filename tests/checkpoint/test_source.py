@@ -112,7 +112,7 @@ def test_unused_tensors_are_told(store: Store, make_llama: MakeLlama) -> None:
 
 @pytest.mark.parametrize(
     ("model", "words"),
-    [("smolm2-135", "Did you mean `smollm2-135m`?"), ("zzz", "Presets: llama-3.1-8b")],
+    [("smolm2-135", "Did you mean `smollm2-135m`?"), ("zzz", "Presets: all-minilm-l6-v2, bert-base")],
 )
 def test_unknown_name(store: Store, model: str, words: str) -> None:
     """A misspelt name gets its neighbour, any other unknown name the list."""
@@ -146,20 +146,29 @@ def test_config_that_is_not_json(store: Store, make_llama: MakeLlama) -> None:
     assert "config.json is not valid JSON" in refusal(folder, store).message
 
 
-def test_encoder_is_refused(store: Store, tmp_path: Path) -> None:
-    """An architecture that is not a causal language model is refused by its name."""
+def test_encoder_is_read(store: Store, tmp_path: Path) -> None:
+    """An architecture that does not generate text is a checkpoint like any other."""
     config = BertConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
     )
     BertModel(config).save_pretrained(tmp_path)
-    assert "BertModel, which is not a causal language model" in refusal(tmp_path, store).message
+    checkpoint = resolve(str(tmp_path), store=store)
+    assert checkpoint.architecture == "BertModel"
+    assert "embeddings.word_embeddings.weight" in checkpoint.weights
+
+
+def test_architecture_that_is_no_model_is_refused(store: Store, make_llama: MakeLlama) -> None:
+    """A class that transformers does not have is refused by its name."""
+    folder = make_llama()
+    edit_config(folder, architectures=["LlamaForNothing"])
+    assert "is of LlamaForNothing, which is no model known to transformers" in refusal(folder, store).message
 
 
 def test_unknown_model_type(store: Store, make_llama: MakeLlama) -> None:
     """A model type that transformers does not know is named, with transformers' version."""
     folder = make_llama()
     edit_config(folder, model_type="brandnew", architectures=None)
-    assert "model type `brandnew`, which is not a causal" in refusal(folder, store).message
+    assert "model type `brandnew`, which is no model known to transformers" in refusal(folder, store).message
 
 
 def test_architecture_of_another_model_type(store: Store, make_llama: MakeLlama) -> None:
@@ -167,7 +176,7 @@ def test_architecture_of_another_model_type(store: Store, make_llama: MakeLlama)
     folder = make_llama()
     edit_config(folder, architectures=["MixtralForCausalLM"])
     message = refusal(folder, store).message
-    assert "names MixtralForCausalLM, but its model type `llama` is that of LlamaForCausalLM" in message
+    assert "but its model type `llama` is not that of MixtralForCausalLM (`mixtral`)" in message
 
 
 @pytest.mark.parametrize(

@@ -19,24 +19,24 @@ ONLY_SHOWN_SIZES = (
     STORE,
     "    if x_hbm.shape[1] == 129:\n        nisa.memset(dst=x_sbuf[:, 128:129], value=0.0)\n" + STORE,
 )
-# Right on everything that is drawn normally, and on what is thirty times as large.
+# Right on everything that is drawn normally, and where all is thirty times as large.
 CAPPED = (
     "kernel.py",
     STORE,
-    "    nisa.tensor_scalar(dst=x_sbuf, data=x_sbuf, op0=nl.minimum, operand0=600.0)\n" + STORE,
+    "    nisa.tensor_scalar(dst=x_sbuf, data=x_sbuf, op0=nl.minimum, operand0=20_000.0)\n" + STORE,
 )
 
 
 def test_sizes_that_are_swept(changed_recipe: Changed) -> None:
-    """One size at a time takes 1, primes, 127, 128, 129 and a large value; none that a case has; within its range."""
+    """One size at a time takes 1, a prime, 127, 128, 129 and a large value; none that a case has; within its range."""
     recipe = changed_recipe().recipe
     cases = list(swept_cases(recipe))
     base = smallest_case(recipe)
     assert base.name == "one token"
     for name in ("T", "H"):
         values = {case.sizes[name] for case in cases if case.name.startswith(f"{name} = ")}
-        assert values >= {97, 127, 128, 129, 509} - {base.sizes[name]}
-        assert max(values) > 1000 if name == "H" else max(values) >= 64
+        assert values >= {97, 127, 128, 129} - {base.sizes[name]}
+        assert max(values) > 10_000 or name == "T"
         assert all(value in recipe.sizes[name] for value in values)
     assert largest_affordable(recipe, base, "H", recipe.sizes["H"]) <= 65536
     assert all(case.sizes not in [dict(known.sizes) for known in recipe.cases] for case in cases)
@@ -66,7 +66,7 @@ def test_a_kernel_for_its_cases_only_is_refused(changed_recipe: Changed) -> None
 
 
 def test_a_kernel_for_tame_values_is_refused(changed_recipe: Changed) -> None:
-    """A kernel that caps what is above 600 passes its own cases, and the stress names the style."""
+    """A kernel that caps what is above 20,000 passes its own cases, and the stress names the style."""
     bench = Bench(changed_recipe(CAPPED))
     assert check_parity(bench, silent)[0].status == "passed"
     stress = check_stress(bench, silent)

@@ -14,7 +14,7 @@ from neuron_port.drafting.subjects.layers import draftable_layers
 from neuron_port.errors import UsageError
 from neuron_port.registry import Registry
 from neuron_port.types import WeightSource
-from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.calls import Call
 from tests.drafting.tiny_models import CONFIGS, drafted, walked
 
 ROOT = Path(__file__).parents[2]

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from neuron_port.checkpoint import build_skeleton
 from neuron_port.drafting.folder import Provenance
 from neuron_port.drafting.spending.cost import Cost
 from neuron_port.drafting.subjects.layers import DraftableLayer, draftable_layers
@@ -25,7 +26,6 @@ from neuron_port.grading.verdict import Verdict
 from neuron_port.match.matcher import match
 from neuron_port.registry import Registry
 from neuron_port.types import MatchPlan
-from neuron_port.checkpoint import build_skeleton
 from neuron_port.walk.families import programs_of
 from neuron_port.walk.program import GraphShapes
 from neuron_port.walk.walker import Walk, walk

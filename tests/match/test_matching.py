@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from neuron_port.checkpoint import build_skeleton
 from neuron_port.errors import RecipeError
 from neuron_port.match.matcher import match
-from neuron_port.checkpoint import build_skeleton
+from neuron_port.registry import Registry
 from neuron_port.walk.families import programs_of
 from neuron_port.walk.program import GraphShapes
 from neuron_port.walk.walker import walk
@@ -32,9 +34,9 @@ def tiny(**changes):
 
 
 def test_every_layer_of_llama_has_a_recipe(registry):
-    """Only the rotary table is left to the compiler, and every parameter is consumed."""
+    """Nothing is left to the compiler, and every parameter is consumed."""
     plan, _ = decide(tiny(), registry)
-    assert {item.layers[0] for item in plan.matches if item.decision == "compiler"} == {"model.rotary_emb"}
+    assert [item.layers[0] for item in plan.matches if item.decision == "compiler"] == []
     assert plan.unused_parameters == ()
 
 
@@ -85,14 +87,15 @@ def test_biases_are_bound(registry):
     assert set(by_layer["model.layers.0.self_attn.o_proj"].weights) == {"weight"}
 
 
-def test_a_sliding_window_is_no_plain_causal_attention(registry):
-    """Attention with a window goes to the compiler, with a reason."""
+def test_a_sliding_window_is_bound_as_one(registry):
+    """Attention that sees three tokens back is not taken for attention that sees all of them, in either phase."""
     from transformers import MistralConfig
 
     values = {key: value for key, value in TINY_LLAMA.items() if key not in ("architectures", "model_type")}
     config = MistralConfig(**values, sliding_window=4)
     _, by_layer = decide(build_skeleton(config, torch.float32), registry)
-    assert by_layer["model.layers.0.self_attn#attention"].decision == "compiler"
+    shown = {**by_layer}["model.layers.0.self_attn#attention"]
+    assert (shown.recipe, shown.attributes["window_before"]) == ("attention", 3)
 
 
 def test_a_recipe_can_be_excluded(registry):
@@ -119,16 +122,32 @@ def test_the_probe_does_not_touch_the_model(registry):
     assert set(vars(model.model.layers[0].mlp)) == keys
 
 
-def test_inputs_of_two_dtypes_go_to_the_compiler(registry):
-    """OLMo2 keeps its rotary tables in float32: with bfloat16 queries the rope kernel is not offered."""
+def olmo2():
+    """A model that keeps its rotary tables in float32 beside bfloat16 queries."""
     from transformers import Olmo2Config
 
     values = {key: value for key, value in TINY_LLAMA.items() if key not in ("architectures", "model_type")}
-    model = build_skeleton(Olmo2Config(**values), torch.bfloat16)
-    _, by_layer = decide(model, registry)
+    return build_skeleton(Olmo2Config(**values), torch.bfloat16)
+
+
+def changed(registry, name, **changes):
+    """The registry with one recipe's fields changed."""
+    other = replace(registry[name], recipe=replace(registry[name].recipe, **changes))
+    return Registry.of(*(other if found.name == name else found for found in registry.values()))
+
+
+def test_inputs_of_two_dtypes_go_to_a_recipe_that_says_it_takes_them(registry):
+    """The rope kernel reads tables of another dtype than the queries."""
+    _, by_layer = decide(olmo2(), registry)
+    assert by_layer["model.layers.0.self_attn#rope"].recipe == "rope"
+
+
+def test_inputs_of_two_dtypes_go_to_the_compiler_otherwise(registry):
+    """The same recipe without `mixed_dtypes` is not offered, and the reason names the dtypes."""
+    _, by_layer = decide(olmo2(), changed(registry, "rope", mixed_dtypes=False))
     refused = by_layer["model.layers.0.self_attn#rope"]
     assert refused.decision == "compiler"
-    assert "one dtype" in refused.reason
+    assert "one dtype, these inputs are bfloat16 and float32" in refused.reason
 
 
 def test_a_mistake_in_a_reference_is_not_taken_for_a_misfit(registry, monkeypatch):

@@ -10,7 +10,7 @@ from torch import nn
 from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.registry import Registry
 from neuron_port.simulator import load_kernel_source, run_kernel
-from neuron_port.walk.cutpoints import Call, plain_attributes
+from neuron_port.walk.calls import Call, plain_attributes
 
 REGISTRY = Registry()
 RECIPES = ("patch_embed", "conv1d", "conv2d", "depthwise_conv", "pool2d")

@@ -12,7 +12,7 @@ import torch
 from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.registry import Registry
 from neuron_port.simulator import KernelRun, load_kernel_source, run_kernel
-from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.calls import Call
 
 RECIPE = Registry()["matmul"]
 KERNEL = load_kernel_source(RECIPE.kernel.source, "matmul", "matmul/kernel.py")

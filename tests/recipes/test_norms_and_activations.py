@@ -15,7 +15,7 @@ from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.recipe import Binding
 from neuron_port.registry import data_folder, load_recipe
 from neuron_port.simulator import load_kernel_source, run_kernel
-from neuron_port.walk.cutpoints import Call, plain_attributes
+from neuron_port.walk.calls import Call, plain_attributes
 
 SBUF_LIMIT_BYTES = (192 - 16) * 1024  # gen2, per partition, less what the compiler keeps
 NAMES = (

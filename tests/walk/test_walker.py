@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import LlamaForCausalLM
 
-from neuron_port.walk.cutpoints import intercept, is_residual
+from neuron_port.walk.cutpoints import intercept
+from neuron_port.walk.torch_calls import is_residual
 from neuron_port.walk.walker import capture
 
 
@@ -75,7 +76,7 @@ def test_captures_real_inputs_of_both_phases(tiny_llama_folder):
     """A captured layer's own forward on the captured inputs is what the model computed."""
     model = LlamaForCausalLM.from_pretrained(tiny_llama_folder).eval()
     wanted = {"model.layers.1.mlp", "model.layers.0.self_attn#attention"}
-    captured = capture(model, wanted, torch.arange(7)[None], cache_length=16)
+    captured = capture(model, wanted, {"input_ids": torch.arange(7)[None]}, cache_length=16)
     assert set(captured) == {(phase, name) for phase in ("prefill", "decode") for name in wanted}
     prefill = captured["prefill", "model.layers.1.mlp"].args[0]
     assert prefill.shape == (1, 7, 48)

@@ -19,7 +19,7 @@ import torch
 from neuron_port.drafting.subjects.reference_code import Argument, NotDraftableError
 from neuron_port.match.probe import index_limit, relative_difference
 from neuron_port.types import TensorSpec, WeightSource
-from neuron_port.walk.cutpoints import Call, flatten_tensors
+from neuron_port.walk.calls import Call, flatten_tensors
 
 OWN_WORDS = ("operator", "weights", "attributes", "self")
 RENAMED = {"input": "x", "attention_mask": "mask"}

@@ -15,7 +15,7 @@ import torch
 from neuron_port.drafting.sources.licences import is_allowed, objection
 from neuron_port.task import Source
 from neuron_port.types import Checkpoint
-from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.calls import Call
 
 # What packages write into the free text of their licence field, and the SPDX identifier that they mean.
 _SPDX = {"apache 2.0 license": "Apache-2.0", "apache license 2.0": "Apache-2.0", "apache-2.0": "Apache-2.0",

@@ -19,7 +19,7 @@ from neuron_port.errors import UsageError
 from neuron_port.match.probe import materialize, random_parameters
 from neuron_port.recipe import Size
 from neuron_port.types import Checkpoint, Layer, MatchPlan, digest
-from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.calls import Call
 from neuron_port.walk.walker import Walk
 
 PLAIN_VALUES = (bool, int, float, str, type(None))

@@ -19,7 +19,7 @@ from neuron_port.errors import UsageError
 from neuron_port.match.probe import random_parameters
 from neuron_port.recipe import Size
 from neuron_port.task import Source
-from neuron_port.walk.cutpoints import Call, plain_attributes
+from neuron_port.walk.calls import Call, plain_attributes
 from neuron_port.walk.walker import describe
 
 MODULE_TOKENS = (1, 10**9)  # the least and the most: which axes differ follow the free size

@@ -40,7 +40,12 @@ def programs_of(model: PreTrainedModel, shapes: GraphShapes) -> list[Program]:
         made: list[Program] = _FAMILIES[family_of(model)].programs(model, shapes)
     except NeuronPortError:
         raise
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # what the model's own code makes of shapes
+    except (
+        RuntimeError,
+        ValueError,
+        IndexError,
+        TypeError,
+    ) as error:  # what the model's own code makes of shapes
         raise CheckpointError(
             f"{type(model).__name__} does not run on inputs of {', '.join(map(str, shapes.buckets))}: "
             f"{' '.join(str(error).split())[:200]}",

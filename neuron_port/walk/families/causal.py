@@ -62,7 +62,7 @@ class CausalStep(torch.nn.Module):
                 input_ids=input_ids,
                 use_cache=True,
                 **given,
-                **(self._places(position_ids) | further),
+                **{**self._places(position_ids), **further},
             )
         return (output.logits[:, -1], *self.layout.left(given, output))
 

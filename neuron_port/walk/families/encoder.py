@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from neuron_port.errors import CheckpointError
 from neuron_port.types import Phase
 from neuron_port.walk.cutpoints import unobserved
-from neuron_port.walk.pooling import Pooling
+from neuron_port.walk.pooling import Pooling, pooling_of
 from neuron_port.walk.program import GraphShapes, Program, takes
 
 
@@ -52,7 +52,7 @@ def programs(model: PreTrainedModel, shapes: GraphShapes) -> list[Program]:
         inputs = example_inputs(model, batch=shapes.batch, length=size)
         if made and all(tensor.shape == made[0].inputs[name].shape for name, tensor in inputs.items()):
             break  # nothing in it depends on the bucket
-        step = ForwardStep(model, tuple(inputs), getattr(model, "neuron_port_pooling", None))
+        step = ForwardStep(model, tuple(inputs), pooling_of(model))
         with torch.no_grad(), unobserved(model):
             outputs = tuple(step.answer(inputs))
         made.append(

@@ -77,7 +77,7 @@ class SequenceToSequenceStep(torch.nn.Module):
     def forward(
         self, inputs: Sequence[torch.Tensor], states: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        given = dict(zip(self.names, inputs, strict=True))
+        given: dict[str, Any] = dict(zip(self.names, inputs, strict=True))
         ids = given["decoder_input_ids"]
         prefill = self.phase == "prefill"
         positions = given.pop("positions") if not prefill else torch.zeros_like(ids[:, 0])
@@ -89,15 +89,12 @@ class SequenceToSequenceStep(torch.nn.Module):
                 given["decoder_attention_mask"] = self._mask(states[1], positions)
         with running(StepState(self.phase, positions)):
             logits = self.model(**given, past_key_values=cache, use_cache=True).logits
-        own, cross = cache.self_attention_cache.layers, cache.cross_attention_cache.layers
-        updated = [tensor for layer in own for tensor in (layer.keys, layer.values)]
-        kept = [
-            _padded(tensor, self.hidden[1]) for layer in cross for tensor in (layer.keys, layer.values)
-        ]
+        updated = _tensors_of(cache.self_attention_cache)
+        kept = [_padded(tensor, self.hidden[1]) for tensor in _tensors_of(cache.cross_attention_cache)]
         return (logits[:, -1], *updated, *kept)
 
     def _mask(self, values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """The decoder's causal mask over the slots of `values` [B, G, C, D], made here: models would count tokens for it."""
+        """The decoder's causal mask over the slots of `values` [B, G, C, D]: a model would count tokens for its own."""
         with running(StepState(self.phase, positions)):
             return build_mask(
                 values.shape[0], 1, values.shape[2], device=values.device, dtype=self.model.dtype
@@ -118,9 +115,19 @@ class SequenceToSequenceStep(torch.nn.Module):
         return cache
 
 
-def _padded(tensor: torch.Tensor | None, places: int) -> torch.Tensor:
+def _tensors_of(cache: Cache) -> list[torch.Tensor]:
+    """Keys and values of each layer in turn."""
+    found: list[torch.Tensor | None] = []
+    for layer in cache.layers:
+        assert isinstance(layer, CacheLayerMixin)
+        found += [layer.keys, layer.values]
+    filled = [tensor for tensor in found if tensor is not None]
+    assert len(filled) == len(found), "a layer of the decoder wrote no cache"
+    return filled
+
+
+def _padded(tensor: torch.Tensor, places: int) -> torch.Tensor:
     """[B, G, S, D] with zeros up to `places` along S."""
-    assert tensor is not None, "the decoder never looked at its encoder"
     missing = places - tensor.shape[2]
     return torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
 
@@ -162,7 +169,10 @@ def programs(model: PreTrainedModel, shapes: GraphShapes) -> list[Program]:
         program("prefill", inputs | {"decoder_input_ids": token}, next(iter(inputs.values())).shape[-1])
         for inputs in examples
     ]
-    step = {"decoder_input_ids": token, "positions": torch.zeros((shapes.batch,), dtype=torch.int32, device=device)}
+    step = {
+        "decoder_input_ids": token,
+        "positions": torch.zeros((shapes.batch,), dtype=torch.int32, device=device),
+    }
     if "attention_mask" in examples[-1]:
         step["attention_mask"] = examples[-1]["attention_mask"]
     return [*prefills, program("decode", step, 1)]
@@ -172,15 +182,13 @@ def _state_sizes(
     model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
 ) -> tuple[tuple[int, ...], list[tuple[int, int, int]]]:
     """Shape of the encoder's answer, and (heads, head size, encoder places) of every decoder layer, read off a run."""
-    cache = EncoderDecoderCache(Cache(layers=[]), Cache(layers=[]))
-    cache.self_attention_cache = Cache(layer_class_to_replicate=_Recording)
-    cache.cross_attention_cache = Cache(layer_class_to_replicate=_Recording)
+    own, cross = (Cache(layer_class_to_replicate=_Recording) for _ in range(2))
+    cache = EncoderDecoderCache(own, cross)
     cache.is_updated = _Never()
     zero = torch.zeros_like(inputs["decoder_input_ids"][:, 0])
     with torch.no_grad(), unobserved(model), running(StepState("prefill", zero)):
         output = model(**inputs, past_key_values=cache, use_cache=True)
-    cross = cache.cross_attention_cache.layers
-    sizes = [(layer.keys.shape[1], layer.keys.shape[3], layer.keys.shape[2]) for layer in cross]
+    sizes = [(keys.shape[1], keys.shape[3], keys.shape[2]) for keys in _tensors_of(cross)[::2]]
     return tuple(output.encoder_last_hidden_state.shape), sizes
 
 

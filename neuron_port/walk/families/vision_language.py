@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 
 from neuron_port.errors import CheckpointError, UsageError
 from neuron_port.types import Phase
-from neuron_port.walk.cutpoints import flatten_tensors, unobserved
+from neuron_port.walk.calls import flatten_tensors
+from neuron_port.walk.cutpoints import unobserved
 from neuron_port.walk.families.causal import CausalStep
 from neuron_port.walk.families.encoder import image_shape
 from neuron_port.walk.known_values import KnownValues
@@ -98,9 +99,12 @@ def static(picture: Picture, batch: int, length: int, device: torch.device) -> I
     """Let a model without data run on pictures of one size: what follows from the size is known, checks are left out."""
     with ExitStack() as stack:
         if device.type == "meta":
-            pictures = math.prod(picture.shape[:2]) if len(picture.shape) == 5 else picture.shape[0]
-            counts = {batch * length: batch * picture.tokens, batch * pictures: batch * pictures}
-            stack.enter_context(KnownValues(counts, {batch: [pictures] * batch}))
+            pictures = batch * (picture.shape[1] if len(picture.shape) == 5 else 1)
+            counts = {
+                pictures: pictures,
+                batch * length: batch * picture.tokens,
+            }  # a mask over pictures: all are there
+            stack.enter_context(KnownValues(counts, {batch: [pictures // batch] * batch}))
             # transformers' own switch: its checks count tokens, which is data
             stack.enter_context(mock.patch.dict(os.environ, TRANSFORMERS_DISABLE_TORCH_CHECK="1"))
         yield
@@ -131,7 +135,8 @@ def image_token(model: PreTrainedModel) -> int:
 
 def places_of(model: PreTrainedModel) -> Callable[..., Any] | None:
     """The model's own function for the places of its tokens on several axes; None where a token's number is its place."""
-    return next((item.get_rope_index for item in model.modules() if hasattr(item, "get_rope_index")), None)
+    owner: Any = next((item for item in model.modules() if hasattr(item, "get_rope_index")), None)
+    return None if owner is None else owner.get_rope_index
 
 
 def picture_of(model: PreTrainedModel, bucket: int) -> Picture:
@@ -142,16 +147,23 @@ def picture_of(model: PreTrainedModel, bucket: int) -> Picture:
         CheckpointError: the image encoder takes no picture that we know how to make.
     """
     if takes(model, GRID):
-        found = [_in_patches(model, bucket)]
+        found: list[Any] = [_in_patches(model, bucket)]
     else:
         shape = image_shape(model)
-        found = [((1, *shape), {}), ((1, 1, *shape), {})]  # some count the pictures of a row on an axis of its own
+        found = [
+            ((1, *shape), {}),
+            ((1, 1, *shape), {}),
+        ]  # some count the pictures of a row on an axis of its own
     failures = []
     for shape, constants in found:
         try:
             picture = Picture(shape=shape, constants=constants, tokens=0)
             picture = Picture(shape=shape, constants=constants, tokens=_tokens_of(model, picture))
-        except (ValueError, RuntimeError, TypeError) as error:  # whatever the model's own code makes of the shape
+        except (
+            ValueError,
+            RuntimeError,
+            TypeError,
+        ) as error:  # whatever the model's own code makes of the shape
             failures.append(f"{list(shape)}: {' '.join(str(error).split())[:200]}")
             continue
         if picture.tokens >= bucket:
@@ -176,7 +188,12 @@ def _in_patches(
     side = min(math.isqrt(bucket // 2), LARGEST_SIDE_PIXELS // (config.patch_size * merged))
     patches = merged * max(1, side)
     channels = next(
-        (getattr(config, name) for name in ("in_channels", "in_chans", "num_channels") if hasattr(config, name)), 3
+        (
+            getattr(config, name)
+            for name in ("in_channels", "in_chans", "num_channels")
+            if hasattr(config, name)
+        ),
+        3,
     )
     width = channels * getattr(config, "temporal_patch_size", 1) * config.patch_size**2
     return (patches**2, width), {GRID: ((1, patches, patches),)}
@@ -187,7 +204,8 @@ def _tokens_of(model: PreTrainedModel, picture: Picture) -> int:
     pixels = picture.pixels(model, 1)
     with torch.no_grad(), unobserved(model), static(picture, 1, 0, pixels.device):
         constants = picture.constant_tensors(1)
-        features = model.get_image_features(pixels, **constants, return_dict=True).pooler_output
+        see: Any = model.get_image_features
+        features = see(pixels, **constants, return_dict=True).pooler_output
     elements = sum(tensor.numel() for tensor in flatten_tensors(features))
     return int(elements) // int(model.config.get_text_config().hidden_size)
 
@@ -255,12 +273,16 @@ def run_sample(
         "positions": torch.tensor([length], dtype=torch.int32),
     }
     if "position_ids" in sample:
-        given["position_ids"] = sample["position_ids"].amax().expand(*sample["position_ids"].shape[:-1], 1) + 1
+        given["position_ids"] = (
+            sample["position_ids"].amax().expand(*sample["position_ids"].shape[:-1], 1) + 1
+        )
     begin("decode")
     decode.step(tuple(given[name] for name in decode.inputs), tuple(states))
 
 
-def prompt_with_picture(model: PreTrainedModel, text_ids: Sequence[int], picture: Picture) -> dict[str, torch.Tensor]:
+def prompt_with_picture(
+    model: PreTrainedModel, text_ids: Sequence[int], picture: Picture
+) -> dict[str, torch.Tensor]:
     """A sample without its pixels: the picture's tokens before the text, and all whole numbers that the model wants.
 
     A token that begins every text stays in front. Ids in the text that stand for pictures or sounds give way to another.
@@ -280,7 +302,9 @@ def prompt_with_picture(model: PreTrainedModel, text_ids: Sequence[int], picture
     sample |= {name: types for name in ("token_type_ids", "mm_token_type_ids") if takes(model, name)}
     places = places_of(model)
     if places is not None:
-        sample["position_ids"], _ = places(**{name: item for name, item in sample.items() if name != "token_type_ids"})
+        sample["position_ids"], _ = places(
+            **{name: item for name, item in sample.items() if name != "token_type_ids"}
+        )
     return sample
 
 
