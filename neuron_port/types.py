@@ -34,6 +34,7 @@ Family = Literal["causal", "encoder", "sequence to sequence", "vision language"]
 BundleState = Literal["portable", "compiled", "device-verified"]
 # How a `Match.refusals` text begins that is not about a limit of the recipe's kernel.
 DIFFERENT, EXCLUDED = "computes something else", "was excluded by the user"
+GLUE = "only moves data"  # a `Match.reason`: padding, slicing, reshaping in a module of its own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from neuron_port.pipeline.options import GENERATION_OF_TARGET
 from neuron_port.pipeline.planning import decided_layers
 from neuron_port.registry import Registry, recipe_folders
 from neuron_port.report.coverage import PlanRow, coverage, plan_rows, step_flops
-from neuron_port.report.gaps import gaps
+from neuron_port.report.gaps import Gap, gaps
 from neuron_port.report.numbers import dtypes_text, specs_text
 from neuron_port.types import LayerGraph
 from neuron_port.walk.families import programs_of
@@ -71,7 +71,7 @@ def measure(entry: Entry, settings: Settings) -> Row:
         family=entry.family,
         graphs=tuple(_cover(graph, of_graph) for graph, of_graph in zip(graphs, rows, strict=True)),
         recipes=dict(served),
-        left=tuple(_left(gap.row, gap.cure) for of_graph in rows for gap in gaps(of_graph, entry.name)),
+        left=tuple(_left(gap) for of_graph in rows for gap in gaps(of_graph) if gap.cause != "glue"),
         unused_parameters=plan.unused_parameters,
         seconds=time.perf_counter() - started,
     )
@@ -83,6 +83,7 @@ def _cover(graph: LayerGraph, rows: list[PlanRow]) -> GraphCover:
     return GraphCover(
         phase=graph.phase,
         layers=cover.layer_count,
+        glue=cover.glue,
         kernel_layers=cover.kernel_layer_count,
         flops=cover.flops,
         kernel_flops=sum(row.flops for row in kernels),
@@ -92,7 +93,8 @@ def _cover(graph: LayerGraph, rows: list[PlanRow]) -> GraphCover:
     )
 
 
-def _left(row: PlanRow, cure: str) -> Left:
+def _left(gap: Gap) -> Left:
+    row = gap.row
     return Left(
         phase=row.phase,
         kind=row.kind,
@@ -102,7 +104,7 @@ def _left(row: PlanRow, cure: str) -> Left:
         flops=row.flops,
         hbm_bytes=row.hbm_bytes,
         reason=row.reason,
-        cure=cure,
+        cure=gap.cure,
     )
 
 

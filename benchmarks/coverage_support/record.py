@@ -12,22 +12,27 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+import pydantic
+
 from neuron_port.store import write_json
 from neuron_port.types import from_json, to_json
 
 ROOT = Path(__file__).resolve().parents[2]
 # Whatever changes what is matched, or how it is counted.
-_MATCHING = ("neuron_port/walk", "neuron_port/match", "neuron_port/report/coverage.py", "neuron_port/types.py",
-             "neuron_port/recipe.py", "neuron_port/registry.py", "neuron_port/checkpoint", "recipes",
-             "benchmarks/zoo", "benchmarks/coverage_support")  # fmt: skip
+_ZOO = ("recipes", "benchmarks/zoo", "benchmarks/coverage_support")
+_MATCHING = (
+    "neuron_port/walk", "neuron_port/match", "neuron_port/report/coverage.py", "neuron_port/report/gaps.py",
+    "neuron_port/types.py", "neuron_port/recipe.py", "neuron_port/registry.py", "neuron_port/checkpoint", *_ZOO,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCover:
-    """The sums of one graph. Every share is a kernel's part of the whole; `between_flops` are outside of any layer."""
+    """The sums of one graph. `glue` layers compute nothing and are not counted; `between_flops` are outside of layers."""
 
     phase: str
     layers: int
+    glue: int
     kernel_layers: int
     flops: int
     kernel_flops: int
@@ -97,7 +102,7 @@ class Row:
 
 def code_digest(*, whole: bool) -> str:
     """A digest of the files that decide the matching, or of the `whole` package and every recipe."""
-    places = ("neuron_port", *_MATCHING[-3:]) if whole else _MATCHING
+    places = ("neuron_port", *_ZOO) if whole else _MATCHING
     summed = sha256()
     for path in sorted(path for place in places for path in _python_files(ROOT / place)):
         summed.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
@@ -117,11 +122,16 @@ def keep(folder: Path, key: str, row: Row) -> None:
 
 
 def kept(folder: Path, key: str | None, name: str) -> Row | None:
-    """The row of that name which was measured under `key` (None: under any) and did not fail, if there is one."""
+    """The row of that name which was measured under `key` (None: under any that fits) and did not fail, if any."""
     file = folder / f"{name}.json"
     if not file.is_file():
         return None
     found = json.loads(file.read_text(encoding="utf-8"))
-    row = from_json(Row, found["row"])
+    if key not in (None, found["key"]):
+        return None
+    try:
+        row = from_json(Row, found["row"])
+    except pydantic.ValidationError:  # rows had other fields then
+        return None
     usable = row.failure is None and (row.converted is None or row.converted.failure is None)
-    return row if usable and key in (None, found["key"]) else None
+    return row if usable else None

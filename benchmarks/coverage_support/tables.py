@@ -87,7 +87,9 @@ def left_over(rows: Sequence[Row]) -> list[LeftOver]:
     found: dict[tuple[str, str], LeftOver] = {}
     for row in rows:
         for left in row.left:
-            found.setdefault((left.kind, _without_numbers(left.reason)), LeftOver()).layers.append((row, left))
+            found.setdefault((left.kind, _without_numbers(left.reason)), LeftOver()).layers.append(
+                (row, left)
+            )
     return sorted(found.values(), key=lambda one: -one.count)
 
 

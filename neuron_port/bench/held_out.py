@@ -69,7 +69,10 @@ def _is_same_function(task: KernelTask, found: RegisteredRecipe) -> bool:
     from neuron_port.parity.draw import Draw
 
     case = next(case for case in task.cases if case.kind == "ordinary")
-    tensors = [torch.from_numpy(np.asarray(array).copy()) for array in task.inputs(case.sizes, Draw(1))]
+    tensors = [
+        None if array is None else torch.from_numpy(np.asarray(array).copy())
+        for array in task.inputs(case.sizes, Draw(1))
+    ]
     expected = _results(task.reference(*tensors, **case.attributes))
     try:
         actual = _results(found.reference(*tensors, **case.attributes))

@@ -126,7 +126,7 @@ def plan(as_json: bool, quiet: bool, buckets: str | None, **options: Any) -> Non
 
     from neuron_port.pipeline.convert import plan_only
     from neuron_port.pipeline.options import complete_options
-    from neuron_port.report import json_summary, plan_table
+    from neuron_port.report import coverage_text, json_summary, plan_table
 
     completed = complete_options(buckets=_parse_buckets(buckets), new_tokens=2, **options)
     with _live_view(as_json, quiet) as view:
@@ -135,6 +135,7 @@ def plan(as_json: bool, quiet: bool, buckets: str | None, **options: Any) -> Non
         click.echo(json.dumps(json_summary(**vars(conversion)), indent=2))
     else:
         Console().print(plan_table(conversion.graphs, conversion.plan))
+        Console().print(coverage_text(conversion.graphs, conversion.plan))
 
 
 def _live_view(as_json: bool, quiet: bool) -> Any:

@@ -6,7 +6,7 @@ lazy kernels give alike, must be refused by every ordinary case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from neuron_port.grading.oracle import (
     TORCH_DTYPES,
     CaseTruth,
     DegenerateTaskError,
+    Inputs,
     Oracle,
     TaskError,
     answer_of,
@@ -71,7 +72,7 @@ def wrong_answers(truth: CaseTruth, number: int) -> Iterator[tuple[str, torch.Te
 
 
 def _echoes(truth: CaseTruth, right: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    for place, array in enumerate(truth.arrays):
+    for place, array in truth.given.items():
         if array.size == right.numel():
             values = torch.from_numpy(array.astype(np.float64)).reshape(right.shape)
             yield str(place), values.to(right.dtype)
@@ -92,7 +93,7 @@ def _refuse_wrong_answers(task: KernelTask, truths: tuple[CaseTruth, ...]) -> No
     for number in range(task.result_count):
         refused: dict[str, bool] = {}
         for truth in truths:
-            for place, array in enumerate(truth.arrays):
+            for place, array in truth.given.items():
                 if array.size != truth.baselines[number].numel():  # the echo would have another shape
                     refused[f"an echo of input `{place}`"] = True
             for name, wrong in wrong_answers(truth, number):
@@ -126,7 +127,7 @@ def _refuse_idle_inputs(task: KernelTask, ordinary: list[CaseTruth]) -> None:
             )
         for place, name in enumerate(task.tensor_arguments[: len(own)]):
             swapped = (*own[:place], other[place], *own[place + 1 :])
-            if name in idle and _changes(task, truth, swapped):
+            if name in idle and own[place] is not None and _changes(task, truth, swapped):
                 idle.discard(name)
     if idle:
         raise DegenerateTaskError(
@@ -135,7 +136,7 @@ def _refuse_idle_inputs(task: KernelTask, ordinary: list[CaseTruth]) -> None:
         )
 
 
-def _changes(task: KernelTask, truth: CaseTruth, inputs: tuple[torch.Tensor, ...]) -> bool:
+def _changes(task: KernelTask, truth: CaseTruth, inputs: Inputs) -> bool:
     answers = answer_of(task, truth.case, inputs, TORCH_DTYPES[truth.dtype], truth.case.attributes)
     return any(not truth.compare(number, answer).passed for number, answer in enumerate(answers))
 
@@ -143,7 +144,7 @@ def _changes(task: KernelTask, truth: CaseTruth, inputs: tuple[torch.Tensor, ...
 def _refuse_own_invariants(task: KernelTask, truth: CaseTruth) -> None:
     for invariant in task.invariants:
         problem = invariant.check(
-            as_float32(truth.arrays),
+            as_float32(truth.given.values()),
             truth.case.attributes,
             as_float32([to_numpy(baseline) for baseline in truth.baselines]),
         )
@@ -154,6 +155,6 @@ def _refuse_own_invariants(task: KernelTask, truth: CaseTruth) -> None:
             )
 
 
-def as_float32(arrays: tuple[np.ndarray, ...] | list[np.ndarray]) -> tuple[np.ndarray, ...]:
+def as_float32(arrays: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Floating arrays in float32, as invariants take them; others as they are."""
     return tuple(array if array.dtype.kind in "iub" else array.astype(np.float32) for array in arrays)

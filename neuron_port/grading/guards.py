@@ -40,7 +40,7 @@ def moves_only(oracle: Oracle) -> bool:
 def computed_values(truth: CaseTruth) -> int:
     """How many different values of the outputs are no input's, nor zero: at least as many must be computed."""
     outputs = [np.unique(to_numpy(baseline).astype(np.float64)) for baseline in truth.baselines]
-    inputs = [np.unique(array.astype(np.float64)) for array in truth.arrays]
+    inputs = [np.unique(array.astype(np.float64)) for array in truth.given.values()]
     known = np.concatenate([*inputs, [0.0]])
     return sum(int((~np.isin(values, known)).sum()) for values in outputs)
 
@@ -113,7 +113,7 @@ def _small_values(truth: CaseTruth) -> Iterator[np.ndarray]:
     """Values of the small tensors of a case; large ones nobody copies, and they hold every number."""
     if truth.dtype != "float32":  # 16 bits know so few numbers that any literal is among them
         return
-    for array in (*truth.arrays, *(to_numpy(baseline) for baseline in truth.baselines)):
+    for array in (*truth.given.values(), *(to_numpy(baseline) for baseline in truth.baselines)):
         if array.dtype.kind == "f" and array.size <= MOST_VALUES:
             finite = np.abs(array[np.isfinite(array)].astype(np.float64).ravel())
             yield finite

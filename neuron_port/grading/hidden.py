@@ -109,9 +109,8 @@ class _Limits:
             return False
         try:
             return reference_work(self.task, sizes, base.attributes) <= self.work
-        except (
-            Exception
-        ):  # the reference does not take these sizes; computing the truth will say so and leave it out
+        except Exception:
+            # The reference does not take these sizes: computing the truth will say so, and the case is counted.
             return True
 
 

@@ -129,7 +129,7 @@ def _wrong_form(start: Judgement) -> Judgement | None:
         if output.dtype != right.dtype and not output.dtype.kind == right.dtype.kind == "i":
             message = f"dtype of {named} is {output.dtype}, must be {right.dtype}"
             return replace(start, error_class="wrong dtype", message=message)
-        if any(np.shares_memory(output, array) for array in start.truth.arrays):
+        if any(np.shares_memory(output, array) for array in start.truth.given.values()):
             message = f"{named} shares memory with an input"
             return replace(start, error_class="aliasing", message=message, guard="aliasing")
     return None
@@ -160,7 +160,7 @@ def _wrong_values(start: Judgement) -> Judgement | None:
 
 
 def _broken_invariant(task: KernelTask, start: Judgement) -> Judgement | None:
-    inputs, outputs = as_float32(start.truth.arrays), as_float32(start.outputs)
+    inputs, outputs = as_float32(start.truth.given.values()), as_float32(start.outputs)
     for invariant in task.invariants:
         problem = invariant.check(inputs, start.truth.case.attributes, outputs)
         if problem:
@@ -205,7 +205,7 @@ def as_wrong(judgement: Judgement, others: Sequence[CaseTruth]) -> Wrong:
         case=truth.case,
         inputs={
             f"{place}": array.astype(np.float64)
-            for place, array in enumerate(truth.arrays)
+            for place, array in truth.given.items()
             if array.dtype.kind not in "iub"
         },
         others={

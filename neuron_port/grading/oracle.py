@@ -35,6 +35,7 @@ NEIGHBOURS, NEIGHBOURS_OF_LARGE_CASE, LARGE_CASE_ELEMENTS = 6, 2, 1_000_000
 # Limits of cases that nobody has looked at are twice as wide: of some thousand such draws a few exceeded the strict ones
 # by 5 % with an honest kernel. They are there for errors of logic; the public cases bound the noise.
 DRAWN_SLACK = 2.0
+Inputs = tuple[torch.Tensor | None, ...]  # a kernel's tensor arguments; None: an optional one that is not there
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,7 +54,7 @@ class CaseTruth:
     case: Case
     dtype: str
     seed: int
-    arrays: tuple[np.ndarray, ...]  # the kernel's tensor arguments, floating ones in `dtype`; read-only
+    arrays: tuple[np.ndarray | None, ...]  # the kernel's tensor arguments, floating ones in `dtype`; read-only
     truths: tuple[torch.Tensor, ...]
     baselines: tuple[torch.Tensor, ...]  # the reference in `dtype`
     alternatives: tuple[tuple[torch.Tensor, ...], ...]  # for each output, other legal answers
@@ -66,13 +67,18 @@ class CaseTruth:
         return KernelCall(arrays=self.arrays, attributes=dict(self.case.attributes))
 
     @property
+    def given(self) -> dict[int, np.ndarray]:
+        """The tensor arguments that are there, by their place."""
+        return {place: array for place, array in enumerate(self.arrays) if array is not None}
+
+    @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(array.shape for array in self.arrays)
+        return tuple(array.shape for array in self.given.values())
 
     @property
     def elements(self) -> int:
         """Of all inputs and outputs."""
-        return sum(array.size for array in self.arrays) + sum(truth.numel() for truth in self.truths)
+        return sum(array.size for array in self.given.values()) + sum(truth.numel() for truth in self.truths)
 
     @cached_property
     def sha256(self) -> dict[str, str]:
@@ -169,7 +175,7 @@ def case_truth(task: KernelTask, case: Case, dtype: str, seed: int | None, slack
         own_nearby = answer_of(task, case, nearby, compute, attributes)
         if all(baseline.is_floating_point() for baseline in baselines):
             alternatives.append(shifted(truths, exact_nearby, own_nearby))
-    arrays = tuple(_frozen(to_numpy(tensor)) for tensor in inputs)
+    arrays = tuple(None if tensor is None else _frozen(to_numpy(tensor)) for tensor in inputs)
     return CaseTruth(
         case=case,
         dtype=dtype,
@@ -187,7 +193,7 @@ def case_truth(task: KernelTask, case: Case, dtype: str, seed: int | None, slack
     )
 
 
-def draw_inputs(task: KernelTask, case: Case, dtype: str, seed: int) -> tuple[torch.Tensor, ...]:
+def draw_inputs(task: KernelTask, case: Case, dtype: str, seed: int) -> Inputs:
     """The case's tensor arguments, floating ones rounded to `dtype`."""
     try:
         drawn = task.inputs(case.sizes, Draw(seed, case.scale, case.style))
@@ -196,21 +202,23 @@ def draw_inputs(task: KernelTask, case: Case, dtype: str, seed: int) -> tuple[to
             f"Task `{task.name}`: inputs({dict(case.sizes)}) fails: {type(error).__name__}: {error}"
         ) from error
     rounded = TORCH_DTYPES[dtype]
-    tensors = tuple(to_torch(np.ascontiguousarray(array)) for array in drawn)
-    return tuple(tensor.to(rounded) if tensor.is_floating_point() else tensor for tensor in tensors)
+    tensors = tuple(None if array is None else to_torch(np.ascontiguousarray(array)) for array in drawn)
+    return tuple(_floating_as(tensor, rounded) for tensor in tensors)
+
+
+def _floating_as(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
 
 
 def answer_of(
     task: KernelTask,
     case: Case,
-    inputs: Sequence[torch.Tensor],
+    inputs: Inputs,
     compute: torch.dtype,
     attributes: Mapping[str, Any],
 ) -> tuple[torch.Tensor, ...]:
     """The reference in `compute`, its outputs contiguous and apart from the inputs."""
-    cast = [
-        tensor.to(compute, copy=True) if tensor.is_floating_point() else tensor.clone() for tensor in inputs
-    ]
+    cast = [None if tensor is None else _floating_as(tensor.clone(), compute) for tensor in inputs]
     try:
         with torch.no_grad():
             result = task.reference(*cast, **attributes)
@@ -268,10 +276,13 @@ def _compare_integers(output: torch.Tensor, legal: list[torch.Tensor]) -> Compar
     return Comparison(metrics={"wrong_elements": share}, limits={"wrong_elements": 0.0}, detail=detail)
 
 
-def _nudged(inputs: Sequence[torch.Tensor], seed: int) -> tuple[torch.Tensor, ...]:
+def _nudged(inputs: Inputs, seed: int) -> Inputs:
     """The inputs with every value moved by up to two units in its last place."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(nudged(tensor, generator) if tensor.is_floating_point() else tensor for tensor in inputs)
+    return tuple(
+        nudged(tensor, generator) if tensor is not None and tensor.is_floating_point() else tensor
+        for tensor in inputs
+    )
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
@@ -280,9 +291,12 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _sha256(arrays: Sequence[np.ndarray]) -> str:
+def _sha256(arrays: Sequence[np.ndarray | None]) -> str:
     state = hashlib.sha256()
     for array in arrays:
+        if array is None:
+            state.update(b"None")
+            continue
         state.update(f"{array.dtype}{array.shape}".encode())
         data = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
         state.update(np.ascontiguousarray(data).tobytes())

@@ -55,10 +55,10 @@ class ShapesOnly(Draw):
 
 def input_elements(task: KernelTask, sizes: Mapping[str, int]) -> int:
     """Elements of all tensor arguments together."""
-    return sum(math.prod(array.shape) for array in _shaped(task, sizes))
+    return sum(math.prod(array.shape) for array in _shaped(task, sizes) if array is not None)
 
 
-def _shaped(task: KernelTask, sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
+def _shaped(task: KernelTask, sizes: Mapping[str, int]) -> tuple[np.ndarray | None, ...]:
     with np.errstate(all="ignore"):
         return task.inputs(sizes, ShapesOnly())
 
@@ -71,18 +71,18 @@ def reference_work(task: KernelTask, sizes: Mapping[str, int], attributes: Mappi
     drawn = _shaped(task, sizes)
     try:
         with _Count() as count, torch.no_grad():
-            task.reference(
-                *(
-                    torch.empty(
-                        array.shape,
-                        dtype=torch.float32 if array.dtype.kind == "f" else torch.int32,
-                        device="meta",
-                    )
-                    for array in drawn
-                ),
-                **attributes,
-            )
+            task.reference(*(_without_values(array) for array in drawn), **attributes)
     except Exception:  # any that a reference may raise on meta tensors: what it does on real ones decides
         with _Count() as count, torch.no_grad():
-            task.reference(*(torch.from_numpy(array) for array in task.inputs(sizes, Draw(0))), **attributes)
+            real = task.inputs(sizes, Draw(0))
+            task.reference(
+                *(None if array is None else torch.from_numpy(array) for array in real), **attributes
+            )
     return count.elements
+
+
+def _without_values(array: np.ndarray | None) -> torch.Tensor | None:
+    if array is None:
+        return None
+    dtype = torch.float32 if array.dtype.kind == "f" else torch.int32
+    return torch.empty(array.shape, dtype=dtype, device="meta")

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from neuron_port.errors import RecipeError
+from neuron_port.match.glue import only_moves_data
 from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.recipe import Binding
 from neuron_port.registry import RegisteredRecipe, Registry
-from neuron_port.types import DIFFERENT, EXCLUDED, Layer, Match, MatchPlan, digest
+from neuron_port.types import DIFFERENT, EXCLUDED, GLUE, Layer, Match, MatchPlan, digest
 from neuron_port.walk.calls import Call
 from neuron_port.walk.walker import Walk
 
@@ -99,6 +100,7 @@ def _add(decisions: dict[str, Match], decided: Match, name: str) -> None:
 # What torch and Python raise when a layer's call or parameters do not fit the recipe's terms: it is not that recipe.
 # Anything else (a misspelt name in a reference) is a mistake in the recipe and must not look like a compiler layer.
 MISFITS = (RuntimeError, ValueError, IndexError, TypeError)
+_NOT_RUN = "does not run"
 
 
 class _Decider:
@@ -123,16 +125,17 @@ class _Decider:
             if not bindings:
                 continue
             reason = self._unsupported(candidate, layer)
-            nearest = (float("inf"), "")
+            tried: list[tuple[float, str]] = []
             for binding in bindings if reason is None else ():
                 evidence = self._probe(layer, call, candidate, binding)
                 worst = max(evidence.values())
                 if worst <= RELATIVE_LIMIT:
                     return _matched(layer, candidate, binding, evidence, worst)
-                nearest = min(nearest, (worst, max(evidence, key=evidence.__getitem__)))
-            refusals[candidate.name] = (
-                reason or f"{DIFFERENT}: relative difference {nearest[0]:.1e}, {nearest[1]}"
-            )
+                tried.append((worst, max(evidence, key=evidence.__getitem__)))
+            refusals[candidate.name] = reason or _difference(*min(tried))
+        reason = "; ".join(f"{name} {why}" for name, why in refusals.items())
+        if only_moves_data(layer, call):
+            reason = GLUE
         return Match(
             signature=layer.signature,
             layers=(),
@@ -140,8 +143,7 @@ class _Decider:
             recipe=None,
             weights={},
             attributes={},
-            reason="; ".join(f"{name} {why}" for name, why in refusals.items())
-            or f"no recipe for `{layer.module_class}`",
+            reason=reason or f"no recipe for `{layer.module_class}`",
             refusals=refusals,
         )
 
@@ -187,12 +189,21 @@ def _run_probe(call: Call, candidate: RegisteredRecipe, binding: Binding) -> dic
         return probe(call, candidate.recipe, candidate.reference, binding)
     except MISFITS as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        return {f"does not run ({message})": float("inf")}
+        return {f"{_NOT_RUN} ({message})": float("inf")}
     except Exception as error:
         raise RecipeError(
             f"Recipe `{candidate.name}` fails on `{call.name}`: {type(error).__name__}: {error}",
             hint=f"Correct reference.py or recipe.py in {candidate.folder}.",
         ) from error
+
+
+def _difference(worst: float, where: str) -> str:
+    """Why a probe refused: how far apart the two are and at which scale, or that the recipe cannot even be tried."""
+    if worst != float("inf"):
+        return f"{DIFFERENT}: relative difference {worst:.1e}, {where}"
+    if where.startswith(_NOT_RUN):
+        return f"{DIFFERENT}: {where}"
+    return f"{DIFFERENT}: results of another shape, or finite in other places, {where}"
 
 
 def _matched(

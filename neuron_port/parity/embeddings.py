@@ -90,9 +90,8 @@ def check_ranking(
         texts: what was embedded, N of them. `detail` is a line of words, and behind it texts and similarities as JSON.
     """
     ported, reference = similarities(ours), similarities(truth)
-    noise = SIMILARITY_NOISE_FLOAT32
-    if baseline is not None:
-        noise = max(noise, 2 * (similarities(baseline) - reference).abs().max().item())
+    rounded = similarities(baseline) if baseline is not None else reference
+    noise = max(SIMILARITY_NOISE_FLOAT32, 2 * (rounded - reference).abs().max().item())
     first, second = torch.triu_indices(len(reference), len(reference), offset=1)
     gap, own_gap = reference[first] - reference[second], ported[first] - ported[second]
     told_apart = gap.abs() > noise
@@ -107,6 +106,10 @@ def check_ranking(
         "noise": noise,
         "largest_change": (ported - reference).abs().max().item(),
     }
+    if baseline is not None:
+        metrics["reference_swapped"] = int(
+            ((gap * (rounded[first] - rounded[second]) <= 0) & (gap != 0)).sum()
+        )
     pictured: Mapping[str, object] = {
         "texts": list(texts),
         "reference_similarities": [round(value, 6) for value in reference.tolist()],
@@ -133,10 +136,12 @@ def _ranking_words(similarities: int, metrics: Mapping[str, float]) -> str:
     outcome = f"{count['swapped']} stand in another order" if count["swapped"] else "all keep their order"
     words = (
         f"{count['compared']} pairs of {similarities} similarities lie further apart than rounding can move them "
-        f"({metrics['noise']:.1e}): {outcome}"
+        f"({metrics['noise']:.1e}): {outcome}".replace("e-0", "e-")
     )
     if count["within_noise"]:
         words += f"; of {count['within_noise']} nearer ones {count['swapped_within_noise']} changed places"
+        if "reference_swapped" in metrics:
+            words += f" (in transformers' own 16 bit: {metrics['reference_swapped']:.0f})"
     return words
 
 

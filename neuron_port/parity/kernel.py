@@ -25,7 +25,7 @@ from neuron_port.match.probe import (
 )
 from neuron_port.parity.comparison import Comparison, compare, is_telling, sabotages, shifted
 from neuron_port.parity.in_double import InDouble
-from neuron_port.parity.problems import Problem, neighbour, problems
+from neuron_port.parity.problems import Problem, as_dtype, neighbour, problems
 from neuron_port.registry import RegisteredRecipe
 from neuron_port.simulator import SimulatorError
 from neuron_port.types import CaseResult, Layer, Match, ParityReport, TensorSpec
@@ -200,7 +200,7 @@ class _Subject:
                 if not value.is_floating_point():
                     return value
                 wide = torch.float32 if exact and compute.itemsize < 4 else compute
-                return (value if exact else value.to(rounded)).to(wide)
+                return (value if exact else as_dtype(value, rounded)).to(wide)
             if isinstance(value, dict):
                 return {key: cast(item) for key, item in value.items()}
             if isinstance(value, (tuple, list)):

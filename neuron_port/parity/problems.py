@@ -105,7 +105,7 @@ def neighbour(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
 
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return nudged(value.to(dtype), generator)
+            return nudged(as_dtype(value, dtype), generator)
         if isinstance(value, dict):
             return {key: move(item) for key, item in value.items()}
         if isinstance(value, (tuple, list)):
@@ -118,4 +118,12 @@ def neighbour(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
 def nudged(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """`tensor` with every value moved at random by up to two units in the last place of its dtype."""
     step = 4 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 2
-    return (tensor.double() * (1 + step * EPSILON[tensor.dtype])).to(tensor.dtype)
+    return as_dtype(tensor.double() * (1 + step * EPSILON[tensor.dtype]), tensor.dtype)
+
+
+def as_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor` in `dtype`, where what is finite stays finite: a mask holds the lowest number of the dtype that it had."""
+    limits = torch.finfo(dtype)
+    if torch.finfo(tensor.dtype).max <= limits.max:
+        return tensor.to(dtype)
+    return torch.where(tensor.isfinite(), tensor.clamp(limits.min, limits.max), tensor).to(dtype)

@@ -40,7 +40,7 @@ def check_positions(work: Workbench) -> None:
     A table of learned positions ends there, and rotary positions beyond it were never trained.
     """
     known = getattr(work.config.get_text_config(), "max_position_embeddings", None)
-    if work.family != "causal":
+    if work.family not in ("causal", "vision language"):
         if known is not None and max(work.options.buckets) > known and work.takes_text:
             raise UsageError(
                 f"A bucket of {max(work.options.buckets)} tokens is longer than the model's {known} positions",
@@ -79,6 +79,8 @@ def check_prompts(work: Workbench) -> None:
     largest = max(options.buckets)
     for number, prompt in enumerate(options.prompts):
         ids = work.prompt_ids(prompt, number)
+        if ids and work.family == "vision language":  # the picture's tokens count too
+            ids = work.sample(number)["input_ids"][0].tolist()
         if not ids:
             raise UsageError(
                 f"Prompt {number + 1}, `{prompt.text}`, has no tokens", hint="Give each --prompt a text."
@@ -93,7 +95,7 @@ def check_prompts(work: Workbench) -> None:
                 f"The tokenizer gives token {max(ids)}, but the model's vocabulary has {vocabulary}",
                 hint="Tokenizer and model do not belong together: fetch both from the same place.",
             )
-        if work.family != "causal":
+        if work.family not in ("causal", "vision language"):
             continue
         slots = len(ids) + options.new_tokens - 1  # the last token is chosen and never fed back
         if slots > options.cache_length:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from neuron_port.types import LayerGraph, MatchPlan, TensorSpec
+from neuron_port.types import GLUE, LayerGraph, MatchPlan, TensorSpec
 
 # "undecided" is a fault to be shown, not a decision: the plan is silent about a layer that the model runs.
 RowDecision = Literal["recipe", "draft", "compiler", "undecided"]
@@ -43,6 +43,11 @@ class PlanRow:
         return len(self.layers)
 
     @property
+    def is_glue(self) -> bool:
+        """Whether the layer only pads, slices or reshapes: no work for a kernel, and no layer in any count."""
+        return self.decision == "compiler" and self.reason == GLUE
+
+    @property
     def kind(self) -> str:
         """The class for a module; for a function cut out of one, the operation inside the class."""
         if self.operation in ("module", self.module_class):
@@ -70,6 +75,7 @@ class Coverage:
     flops_share: Mapping[str, float]
     bytes_share: Mapping[str, float]
     layers: Mapping[str, int]
+    glue: int = 0  # layers that compute nothing: not among `layers`
     shares_phase: bool = False  # with other graphs, of other lengths
 
     @property
@@ -155,5 +161,9 @@ def coverage(graph: LayerGraph, rows: Sequence[PlanRow]) -> Coverage:
         hbm_bytes=hbm_bytes,
         flops_share=shares("flops", flops),
         bytes_share=shares("hbm_bytes", hbm_bytes),
-        layers={decision: total(decision, "count") for decision in DECISIONS},
+        layers={
+            decision: sum(row.count for row in rows if row.decision == decision and not row.is_glue)
+            for decision in DECISIONS
+        },
+        glue=sum(row.count for row in rows if row.is_glue),
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from neuron_port.report.cases import split_name
 from neuron_port.types import CaseResult
 
+_MOST_DIGITS = 9  # of a cosine
 _MOST_PICTURED = 32  # samples; cells of more would be too small to see
 
 
@@ -82,11 +83,11 @@ def plain_detail(case: CaseResult) -> str:
 
 
 def cosine_text(distance: float) -> str:
-    """A cosine with as many nines as count: 3.2e-5 from one is "0.999968"."""
+    """A cosine with as many nines as count, never rounded up: 3.25e-5 from one is "0.999967"."""
     if not 0 < distance < 0.1:
         return f"{1 - distance:.3g}"
-    digits = min(15, math.ceil(-math.log10(distance)) + 1)
-    return f"{1 - distance:.{digits}f}".rstrip("0")
+    digits = min(_MOST_DIGITS, math.ceil(-math.log10(distance)) + 1)
+    return f"{math.floor((1 - distance) * 10**digits) / 10**digits:.{digits}f}"
 
 
 def embedding_tables(cases: Sequence[CaseResult]) -> tuple[EmbeddingTable, ...]:

@@ -63,7 +63,7 @@ def _distances(cases: Sequence[CaseResult], outputs: str) -> list[str]:
 
 def _distance(found: Margin, scope: str, outputs: str) -> str:
     if found.metric == "cosine_distance":
-        return f"embeddings' cosine at least {cosine_text(found.value)} (limit {cosine_text(found.limit)})"
+        return f"embeddings' cosine at least {cosine_text(found.value)} (limit {1 - found.limit:g})"
     if found.metric == "swapped":
         return (
             "the order of their similarities unchanged"

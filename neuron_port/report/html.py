@@ -23,6 +23,7 @@ from neuron_port.report.cases import is_measurement, margin, split_name, split_s
 from neuron_port.report.continuations import continuation
 from neuron_port.report.coverage import DECISIONS
 from neuron_port.report.embeddings import cosine_text, plain_detail
+from neuron_port.report.gaps import gaps
 from neuron_port.report.open_questions import chip_text, open_questions
 from neuron_port.report.pictures import layer_chart, layer_metrics, limit_axis, strips
 from neuron_port.report.proofs import failures, proofs, verdict
@@ -87,6 +88,7 @@ def _environment() -> jinja2.Environment:
     ):  # fmt: skip
         environment.filters[name] = getattr(numbers, name)
     environment.filters["margin"] = margin
+    environment.filters["gaps"] = gaps
     environment.filters["continuation"] = continuation
     environment.filters["plain_detail"] = plain_detail
     environment.filters["cosine_text"] = cosine_text

@@ -7,6 +7,8 @@ from typing import Any, Unpack
 
 from neuron_port.report.cases import Worst, margin
 from neuron_port.report.coverage import Coverage, PlanRow
+from neuron_port.report.gaps import gaps
+from neuron_port.report.embeddings import plain_detail
 from neuron_port.report.numbers import plain_json
 from neuron_port.report.open_questions import open_questions
 from neuron_port.report.proofs import Proof, failures, proofs, verdict
@@ -33,6 +35,7 @@ def json_summary(**fields: Unpack[ConversionFields]) -> dict[str, Any]:
         "verdict": {"state": result.state, "headline": result.headline},
         "proofs": [_proof(proof) for proof in proofs(conversion)],
         "not_proven": [{"lead": item.lead, "text": item.text} for item in open_questions(conversion)],
+        "unused_parameters": list(conversion.plan.unused_parameters),
         "phases": [_phase(cover, rows) for cover, rows in conversion.phases],
         "failures": [_failure(report, case) for report, case in failures(conversion)],
         "graphs": [spec.id for spec in conversion.graph_specs],
@@ -84,6 +87,11 @@ def _phase(cover: Coverage, rows: Sequence[PlanRow]) -> dict[str, Any]:
         "flops_share": dict(cover.flops_share),
         "bytes_share": dict(cover.bytes_share),
         "layer_count": dict(cover.layers),
+        "glue_count": cover.glue,
+        "between_flops_share": cover.between_flops_share,
+        "not_covered": [
+            {"signature": gap.row.signature, "cause": gap.cause, "cure": gap.cure} for gap in gaps(rows)
+        ],
         "plan": [_row(row) for row in rows],
     }
 
@@ -113,5 +121,5 @@ def _failure(report: ParityReport, case: CaseResult) -> dict[str, Any]:
         "dtype": case.dtype,
         "seed": case.seed,
         "metric": None if closest is None else closest.metric,
-        "detail": case.detail,
+        "detail": plain_detail(case),
     }

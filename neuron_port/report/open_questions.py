@@ -102,7 +102,11 @@ def _from_plan(conversion: Conversion) -> list[OpenQuestion]:
         text = "Agreement on random weights says little about the trained model's text."
         questions.append(OpenQuestion(lead="The weights are random", text=text))
     for decision, lead, text in (
-        ("compiler", "Left to the compiler", "Not covered by proof 1; covered by proof 2"),
+        (
+            "compiler",
+            "Left to the compiler",
+            "Not covered by proof 1; covered by proof 2. The plan says what would cover them",
+        ),
         ("undecided", "The plan is silent", "No decision was recorded"),
     ):
         chosen = [

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from neuron_port.report.cases import is_pooled, margin, split_subject
-from neuron_port.report.coverage import PlanRow, plan_rows
+from neuron_port.report.coverage import Coverage, PlanRow, coverage, plan_rows
+from neuron_port.report.gaps import Gap, gaps
 from neuron_port.report.numbers import (
     dtypes_text,
     metric_text,
@@ -56,6 +57,20 @@ def plan_table(graphs: Sequence[LayerGraph], plan: MatchPlan) -> Table:
     return table
 
 
+def coverage_text(graphs: Sequence[LayerGraph], plan: MatchPlan) -> RenderableType:
+    """What kernels take of each graph, what they do not, why, and what would cover it."""
+    rows_of = [(graph, plan_rows(graph, plan)) for graph in graphs]
+    covers = [coverage(graph, rows) for graph, rows in rows_of]
+    parts: list[RenderableType] = [_coverage_table(covers)]
+    for cover, (_, rows) in zip(covers, rows_of, strict=True):
+        if found := gaps(rows):
+            parts += [Text(""), Text(f"Not in kernels, {cover.phase}", style="bold"), *map(_gap_text, found)]
+    if plan.unused_parameters:
+        names = ", ".join(plan.unused_parameters)
+        parts += [Text(""), Text.assemble(("Parameters that no layer reads: ", "bold"), names)]
+    return Group(*parts)
+
+
 def summary(**fields: Unpack[ConversionFields]) -> RenderableType:
     """The last words of `convert`: proofs, worst cases, coverage, what is open, where the bundle is."""
     conversion = Conversion(**fields)
@@ -71,7 +86,7 @@ def summary(**fields: Unpack[ConversionFields]) -> RenderableType:
         Text(""),
         *[line for proof in sides for line in _proof_lines(proof)],
         Text(""),
-        _coverage_table(conversion),
+        _coverage_table([cover for cover, _ in conversion.phases]),
         Text(""),
         *_failure_texts(conversion),
         Text("Not proven", style="bold"),
@@ -148,17 +163,28 @@ def _failure_texts(conversion: Conversion) -> list[RenderableType]:
     return [*lines, Text("")]
 
 
-def _coverage_table(conversion: Conversion) -> Table:
+def _gap_text(gap: Gap) -> Padding:
+    row = gap.row
+    times = f" ×{row.count}" if row.count > 1 else ""
+    weight = f"{share_text(row.flops_share)} of FLOPs, {share_text(row.bytes_share)} of bytes"
+    words = Text.assemble(f"{row.kind}{times}, {weight}: {row.reason.rstrip('.')}. ", (gap.cure, "dim"))
+    return Padding(words, (0, 0, 0, 2))
+
+
+def _coverage_table(covers: Sequence[Coverage]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("in kernels")
     for name in ("layers", "FLOPs", "bytes"):
         table.add_column(name, justify="right", no_wrap=True)
-    for cover, _ in conversion.phases:
+    if outside := any(cover.between_flops_share > 0 for cover in covers):
+        table.add_column("FLOPs between layers", justify="right", no_wrap=True)
+    for cover in covers:
         table.add_row(
             cover.label,
             f"{cover.kernel_layer_count} of {cover.layer_count}",
             share_text(cover.kernel_flops_share),
             share_text(cover.kernel_bytes_share),
+            *([share_text(cover.between_flops_share)] if outside else []),
         )
     return table
 

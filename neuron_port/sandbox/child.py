@@ -20,7 +20,16 @@ import numpy as np
 import neuron_port.simulator
 from neuron_port.sandbox.confinement import Allowance, CpuTimeUp, confine
 from neuron_port.sandbox.facts import facts_of
-from neuron_port.sandbox.frames import HEADER, Frame, Kind, from_wire, pack, unpack_body, unpack_header
+from neuron_port.sandbox.frames import (
+    ABSENT,
+    HEADER,
+    Frame,
+    Kind,
+    from_wire,
+    pack,
+    unpack_body,
+    unpack_header,
+)
 from neuron_port.sandbox.namespace import FILENAME, load_candidate, public_modules
 from neuron_port.simulator import Limits, SimulatorError, to_hbm
 from neuron_port.simulator.blas import thread_control
@@ -114,7 +123,7 @@ def main(job_fd: int, result_fd: int, lifeline_fd: int) -> NoReturn:
 
 def _serve(parent: Parent, kernel: Callable[..., Any], start: dict[str, Any]) -> None:
     limits = Limits(instructions=start["instructions"])
-    held: dict[int, Any] = {}
+    held: dict[int, Any] = {ABSENT: None}
     while True:
         frame = parent.receive()
         if frame.kind is Kind.stop:

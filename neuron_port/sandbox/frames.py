@@ -30,6 +30,7 @@ _SMALL = ("bfloat16", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m
 DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in _PLAIN} | {
     name: np.dtype(getattr(ml_dtypes, name)) for name in _SMALL
 }
+ABSENT = 0  # in a call, instead of the number of an array that the child holds: the argument is None
 _TUPLE = "tuple of"  # JSON has no tuples; kernels may compare a shape with one
 
 

@@ -28,9 +28,12 @@ class SandboxLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelCall:
-    """One call: the kernel's tensor arguments in order (float32, ml_dtypes.bfloat16, int32 ...) and its attributes."""
+    """One call: the kernel's tensor arguments in order (float32, ml_dtypes.bfloat16, int32 ...) and its attributes.
 
-    arrays: tuple[np.ndarray, ...]
+    An optional tensor that is not there is None.
+    """
+
+    arrays: tuple[np.ndarray | None, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     predict: bool = False  # also predict the latency (and, with `advise`, say what to change)
     advise: bool = False

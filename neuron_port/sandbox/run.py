@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from neuron_port.sandbox.facts import check_facts, check_failure
-from neuron_port.sandbox.frames import Frame, Kind, ProtocolError, to_wire
+from neuron_port.sandbox.frames import ABSENT, Frame, Kind, ProtocolError, to_wire
 from neuron_port.sandbox.gate import inspect_source
 from neuron_port.sandbox.job import CallOutcome, Failure, SandboxJob, SandboxOutcome
 from neuron_port.sandbox.process import ProcessFailedError, SandboxProcess
@@ -42,9 +42,10 @@ def run_inspected(job: SandboxJob, *, watch: Watch | None = None) -> SandboxOutc
             watch(process, True)
         try:
             for call in job.calls:
-                none_held = [None] * len(call.arrays)
-                body = call_body(none_held, call.attributes, predict=call.predict, advise=call.advise)
-                calls.append(call_outcome(process.ask(Kind.call, body, call.arrays)))
+                places = [ABSENT if array is None else None for array in call.arrays]
+                body = call_body(places, call.attributes, predict=call.predict, advise=call.advise)
+                sent = [array for array in call.arrays if array is not None]
+                calls.append(call_outcome(process.ask(Kind.call, body, sent)))
         except ProcessFailedError as error:
             failure = error.failure
         finally:
@@ -61,7 +62,7 @@ def call_body(
     """What the child is told about a call besides its arrays.
 
     Args:
-        held: for each argument the number of an array that the child holds, or None for one that comes now.
+        held: for each argument the number of an array that the child holds, None for one that comes now, or ABSENT.
         attributes: numbers and texts by name.
     """
     return {

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from neuron_port.sandbox.frames import Frame, Kind
+from neuron_port.sandbox.frames import ABSENT, Frame, Kind
 from neuron_port.sandbox.gate import inspect_source
 from neuron_port.sandbox.job import GIB, Failure, SandboxLimits
 from neuron_port.sandbox.process import ProcessFailedError, SandboxProcess
@@ -38,6 +38,12 @@ class HeldArray:
     """An array that the worker keeps."""
 
     number: int
+
+
+def _place_of(array: np.ndarray | HeldArray | None) -> int | None:
+    if array is None:
+        return ABSENT
+    return array.number if isinstance(array, HeldArray) else None
 
 
 class SandboxWorker:
@@ -92,18 +98,16 @@ class SandboxWorker:
             return HeldArray(self._count)
 
     def call(
-        self, arrays: Sequence[np.ndarray | HeldArray], attributes: Mapping[str, Any]
+        self, arrays: Sequence[np.ndarray | HeldArray | None], attributes: Mapping[str, Any]
     ) -> tuple[np.ndarray, ...]:
-        """Run the kernel once.
+        """Run the kernel once; an optional tensor that is not there is None.
 
         Raises:
             SimulatorError: of the class and in the words that the kernel's line caused. After the end of the process
                 (time, memory, a crash) every further call raises the same.
         """
-        body = call_body(
-            [array.number if isinstance(array, HeldArray) else None for array in arrays], attributes
-        )
-        sent = tuple(array for array in arrays if not isinstance(array, HeldArray))
+        body = call_body([_place_of(array) for array in arrays], attributes)
+        sent = tuple(array for array in arrays if isinstance(array, np.ndarray))
         with self._lock:
             answer = self._ask(Kind.call, body, sent)
             try:

@@ -12,7 +12,7 @@ F = convolved features, W = width of the convolution.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -186,7 +186,7 @@ class StateLayout:
         layers = self.cache_layers(states, positions, prefill=prefill)
         return {cache_argument(model): Cache(layers=layers)}
 
-    def left(self, given: dict[str, Any], output: Any) -> list[torch.Tensor]:
+    def left(self, model: PreTrainedModel, given: dict[str, Any], output: Any) -> list[torch.Tensor]:
         """The new states, from what `given` made and from the model's answer."""
         (cache,) = given.values()
         return self.updated(cache.layers)
@@ -207,9 +207,69 @@ class ListLayout(StateLayout):
         """Nothing in prefill, which starts from nothing; else copies, because the model writes in them."""
         return {LIST_ARGUMENT: None if prefill else [state.clone() for state in states]}
 
-    def left(self, given: dict[str, Any], output: Any) -> list[torch.Tensor]:
+    def left(self, model: PreTrainedModel, given: dict[str, Any], output: Any) -> list[torch.Tensor]:
         """The list in the model's answer."""
         return list(output.state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeLayout(StateLayout):
+    """The state of a model whose modules keep some of it in attributes of their own (RecurrentGemma).
+
+    `attributes`: states by the module and the attribute that hold them, `model.layers.0.rg_lru.recurrent_states`; they
+    follow the tensors of the cache.
+    """
+
+    attributes: Mapping[str, StateTensor]
+
+    def zeros(self, *, batch: int, cache_length: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """Example states by name."""
+        cached = super().zeros(batch=batch, cache_length=cache_length, device=device)
+        return cached | {
+            item.name: item.zeros(batch, cache_length, device) for item in self.attributes.values()
+        }
+
+    @property
+    def is_recurrent(self) -> bool:
+        return True
+
+    def given(
+        self,
+        model: PreTrainedModel,
+        states: Sequence[torch.Tensor],
+        positions: torch.Tensor,
+        *,
+        prefill: bool,
+    ) -> dict[str, Any]:
+        """The cache; the attributes are set: in prefill to nothing, from which their modules begin."""
+        count = len(self.tensors)
+        for place, tensor in zip(self.attributes, states[count:], strict=True):
+            _set_attribute(model, place, None if prefill else tensor.clone())
+        return super().given(model, states[:count], positions, prefill=prefill)
+
+    def left(self, model: PreTrainedModel, given: dict[str, Any], output: Any) -> list[torch.Tensor]:
+        """The cache's new states, then the attributes', which are cleared: the next step is given its own."""
+        kept = super().left(model, given, output)
+        for place, item in self.attributes.items():
+            owner, _, leaf = place.rpartition(".")
+            kept.append(getattr(model.get_submodule(owner), leaf).to(item.dtype))
+            _set_attribute(model, place, None)
+        return kept
+
+
+def _set_attribute(model: torch.nn.Module, place: str, value: torch.Tensor | None) -> None:
+    owner, _, leaf = place.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, value)
+
+
+def _tensor_attributes(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that modules hold as plain attributes, neither parameters nor buffers, by place."""
+    return {
+        f"{name}.{attribute}": value
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if torch.is_tensor(value)
+    }
 
 
 def _cache_layer(tensors: dict[Role, dict[int, torch.Tensor]], positions: torch.Tensor, prefill: bool) -> Any:
@@ -260,9 +320,34 @@ def state_layout(model: PreTrainedModel) -> StateLayout:
     is_list = LIST_ARGUMENT in inspect.signature(model.forward).parameters
     cache = None if is_list else DynamicCache(config=model.config)
     given = {LIST_ARGUMENT if is_list else cache_argument(model): cache}
+    before = _tensor_attributes(model)
     with torch.no_grad(), unobserved(model), running(state):
         output = model(input_ids=ids, use_cache=True, **given)
-    return list_layout_of(output.state) if cache is None else layout_of(cache, type(model).__name__)
+    kept = {
+        place: tensor
+        for place, tensor in _tensor_attributes(model).items()
+        if tensor is not before.get(place)
+    }
+    for place in kept:
+        _set_attribute(model, place, before.get(place))
+    if cache is None:
+        return list_layout_of(output.state)
+    layout = layout_of(cache, type(model).__name__, may_be_elsewhere=bool(kept))
+    return _with_attributes(layout, kept) if kept else layout
+
+
+def _with_attributes(layout: StateLayout, kept: Mapping[str, torch.Tensor]) -> AttributeLayout:
+    attributes = {
+        place: StateTensor(
+            name=f"recurrent_state.{number}",
+            role="recurrent_state",
+            layer=number,
+            shape=tuple(tensor.shape[1:]),
+            dtype=tensor.dtype,
+        )
+        for number, (place, tensor) in enumerate(kept.items())
+    }
+    return AttributeLayout(layers=layout.layers, tensors=layout.tensors, attributes=attributes)
 
 
 def list_layout_of(states: Sequence[torch.Tensor]) -> ListLayout:
@@ -281,12 +366,15 @@ def list_layout_of(states: Sequence[torch.Tensor]) -> ListLayout:
     return ListLayout(layers=1, tensors=tuple(tensors))
 
 
-def layout_of(cache: Cache, owner: str) -> StateLayout:
-    """The layout of a cache that a run of one row has filled; `owner` is whose it is, for messages."""
+def layout_of(cache: Cache, owner: str, *, may_be_elsewhere: bool = False) -> StateLayout:
+    """The layout of a cache that a run of one row has filled; `owner` is whose it is, for messages.
+
+    `may_be_elsewhere`: modules keep state themselves, so that a layer of the cache may stay empty.
+    """
     tensors: list[StateTensor] = []
     for number, layer in enumerate(cache.layers):
         found = list(_tensors_of(layer, number))
-        if not found and not isinstance(layer, DummyLayer):
+        if not found and not may_be_elsewhere and not isinstance(layer, DummyLayer):
             raise CheckpointError(
                 f"Layer {number} of {owner} keeps its state in `{type(layer).__name__}`, "
                 "which holds neither keys and values nor recurrent states",

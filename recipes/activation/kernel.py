@@ -10,27 +10,13 @@ import nki.language as nl
 P = 128
 STEP_BYTES = 8 * 1024  # of x per partition and DMA
 
-# What ScalarE computes in one instruction.
-ONE_INSTRUCTION = {
-    "gelu": nl.gelu,
-    "gelu_tanh": nl.gelu_apprx_tanh,
-    "quick_gelu": nl.gelu_apprx_sigmoid,
-    "relu": nl.relu,
-    "silu": nl.silu,
-    "sigmoid": nl.sigmoid,
-    "tanh": nl.tanh,
-    "softplus": nl.softplus,
-    "mish": nl.mish,
-    "exp": nl.exp,
-}
-
 
 @nki.jit
 def activation(x, function):
     """Apply a function to every element.
 
     Args:
-        x: any shape @ HBM, float32 or bfloat16.
+        x: [...] @ HBM, any shape, float32 or bfloat16.
         function: "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "relu6", "silu", "sigmoid", "tanh", "softplus",
             "mish", "hard_swish" or "exp".
     Returns: shape and dtype of x.
@@ -52,12 +38,30 @@ def activation(x, function):
     return out
 
 
+def one_instruction(function):
+    """Return the op by which ScalarE computes the function in one instruction, or None if it cannot."""
+    ops = {
+        "gelu": nl.gelu,
+        "gelu_tanh": nl.gelu_apprx_tanh,
+        "quick_gelu": nl.gelu_apprx_sigmoid,
+        "relu": nl.relu,
+        "silu": nl.silu,
+        "sigmoid": nl.sigmoid,
+        "tanh": nl.tanh,
+        "softplus": nl.softplus,
+        "mish": nl.mish,
+        "exp": nl.exp,
+    }
+    return ops[function] if function in ops else None
+
+
 def apply(out_hbm, x_hbm, function):
     """Load [rows, F], apply the function in place, store."""
     x_sbuf = nl.ndarray(x_hbm.shape, dtype=x_hbm.dtype, buffer=nl.sbuf)
     nisa.dma_copy(dst=x_sbuf, src=x_hbm)
-    if function in ONE_INSTRUCTION:
-        nisa.activation(dst=x_sbuf, op=ONE_INSTRUCTION[function], data=x_sbuf)
+    op = one_instruction(function)
+    if op is not None:
+        nisa.activation(dst=x_sbuf, op=op, data=x_sbuf)
     elif function == "relu2":  # max(x, 0) * x
         nisa.scalar_tensor_tensor(
             dst=x_sbuf, data=x_sbuf, op0=nl.maximum, operand0=0.0, op1=nl.multiply, operand1=x_sbuf

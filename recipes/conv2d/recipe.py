@@ -127,8 +127,8 @@ RECIPE = Recipe(
     tolerance=Tolerance(reduction_length="K"),
     sizes={
         "B": Size(least=1, most=64),
-        "H": Size(least=16, most=1024),
-        "W": Size(least=16, most=1024),
+        "H": Size(least=3, most=1024),
+        "W": Size(least=3, most=1024),
     },
     cases=(
         _case("stem of a residual network", "ordinary", 1, 3, 40, 40, kernel=(7, 7, 64), stride=2, padding=3),

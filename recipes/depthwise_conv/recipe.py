@@ -128,7 +128,7 @@ RECIPE = Recipe(
     sizes={
         "B": Size(least=1, most=64),
         "C": Size(least=1, most=4096),
-        "W": Size(least=16, most=4096),
+        "W": Size(least=7, most=4096),
     },
     cases=(
         _case("seven by seven", "ordinary", 1, 96, 14, 14, 7, 7, padding=3),

@@ -118,7 +118,6 @@ RECIPE = Recipe(
     sizes={
         "B": Size(least=1, most=8),
         "S": Size(least=1, most=8192),
-        "H": Size(least=4, most=32, multiple=4),
         "D": Size(least=1, most=128),
         "E": Size(least=1, most=128),
     },

@@ -109,7 +109,6 @@ RECIPE = Recipe(
     # K and H go together (H a multiple of K): K stays as the cases have it.
     sizes={
         "B": Size(least=1, most=64),
-        "H": Size(least=4, most=64, multiple=4),
         "D": Size(least=1, most=128),
         "E": Size(least=1, most=512),
     },

@@ -9,7 +9,6 @@ import nki.language as nl
 
 P = 128
 TILE_BYTES = 2 * 1024  # of x per partition and DMA at least: short rows travel together
-GATES = {"silu": nl.silu, "sigmoid": nl.sigmoid}
 
 
 @nki.jit
@@ -47,7 +46,8 @@ def gated_rms_norm(x, gate, gamma, eps, gate_first, groups=1, function="silu"):
         nisa.dma_copy(dst=x_sbuf, src=x[first:last, :].reshape(shape))
         nisa.dma_copy(dst=gate_sbuf, src=gate[first:last, :].reshape(shape))
         open_gate = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(dst=open_gate, op=GATES[function], data=gate_sbuf)
+        ops = {"silu": nl.silu, "sigmoid": nl.sigmoid}
+        nisa.activation(dst=open_gate, op=ops[function], data=gate_sbuf)
         if gate_first:
             gate_then_normalize(x_sbuf, open_gate, gamma_sbuf, eps, groups)
         else:

@@ -16,7 +16,7 @@ def kv_cache_update(cache, new, positions, axis):
 
     Args:
         cache: [B, G, C, D] @ HBM (values, axis 2) or [B, G, D, C] (keys, axis 3), float32 or bfloat16.
-        new: the same with S instead of C, dtype of cache.
+        new: [B, G, S, D] @ HBM (axis 2) or [B, G, D, S] (axis 3), dtype of cache.
         positions: [B] int32 @ HBM, positions[b] + S at most C.
         axis: 2 or 3.
     Returns: a tensor like cache @ HBM.

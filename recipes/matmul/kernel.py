@@ -21,13 +21,14 @@ GROUP_BYTES = 16 * 1024  # of a or b per DMA: a matrix of that size is one long 
 
 
 @nki.jit
-def matmul(a, b):
+def matmul(a, b, wide=False):
     """Multiply each matrix of a with the matrix of b at the same place.
 
     Args:
         a: [Z, M, K] @ HBM, float32 or bfloat16; or [1, M, K], which multiplies every b. Any M and K.
         b: [Z, K, N] @ HBM, dtype of a; or [1, K, N]. Any N.
-    Returns: [Z, M, N] @ HBM, dtype of a.
+        wide: leave the sums in float32, for what follows to round.
+    Returns: [Z, M, N] @ HBM, dtype of a; float32 if wide.
     Accuracy: products and sums in float32, rounded once.
     """
     left, rows, features = a.shape
@@ -36,7 +37,8 @@ def matmul(a, b):
     assert b.dtype == a.dtype, "matmul: b must have the dtype of a"
     assert left == right or left == 1 or right == 1, "matmul: a and b must have the same Z, or one of them 1"
     problems = max(left, right)
-    out = nl.ndarray((problems, rows, columns), dtype=a.dtype, buffer=nl.shared_hbm)
+    out_dtype = nl.float32 if wide else a.dtype
+    out = nl.ndarray((problems, rows, columns), dtype=out_dtype, buffer=nl.shared_hbm)
     if left == right and problems > 1 and rows <= P and features <= P and columns <= BANK:
         multiply_small(out, a, b)
         return out

@@ -85,25 +85,25 @@ def forward(operator: Any, weights: Any, attributes: Any, *args: Any, **options:
         return product(operator, given[1], given[0])
     if function != "baddbmm":
         return product(operator, given[0], given[1])
-    added = given[0]
-    scaled = product(operator, given[1], given[2]) * options.get("alpha", 1)
-    return scaled + added * options["beta"] if "beta" in options else scaled + added
+    added = given[0]  # torch rounds once, after the sum: the product comes in float32
+    scaled = product(operator, given[1], given[2], wide=True) * options.get("alpha", 1)
+    return (scaled + added * options.get("beta", 1)).to(added.dtype)
 
 
-def product(operator: Any, a: Any, b: Any) -> Any:
-    """a [..., M, K] @ b [..., K, N] through the operator, batch axes broadcast as torch.matmul does."""
+def product(operator: Any, a: Any, b: Any, wide: bool = False) -> Any:
+    """a [..., M, K] @ b [..., K, N] through the operator, batch axes broadcast as torch.matmul does; wide: in float32."""
     rows, columns = a.shape[-2], b.shape[-1]
     if math.prod(b.shape[:-2]) == 1:  # one b: all rows of a are one problem
         batch = a.shape[:-2] if a.ndim >= b.ndim else (1,) * (b.ndim - a.ndim) + tuple(a.shape[:-2])
-        flat = operator(a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape[-2:]))
+        flat = operator(a.reshape(1, -1, a.shape[-1]), b.reshape(1, *b.shape[-2:]), wide=wide)
     elif math.prod(a.shape[:-2]) == 1:
         batch = b.shape[:-2] if b.ndim >= a.ndim else (1,) * (a.ndim - b.ndim) + tuple(b.shape[:-2])
-        flat = operator(a.reshape(1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]))
+        flat = operator(a.reshape(1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), wide=wide)
     else:
         batch = broadcast(a.shape[:-2], b.shape[:-2])
         a = a.expand(*batch, *a.shape[-2:]).reshape(-1, *a.shape[-2:])
         b = b.expand(*batch, *b.shape[-2:]).reshape(-1, *b.shape[-2:])
-        flat = operator(a, b)
+        flat = operator(a, b, wide=wide)
     return flat.reshape(*batch, rows, columns)
 
 
@@ -152,7 +152,7 @@ def flops(a: Shape, b: Shape) -> int:
 RECIPE = Recipe(
     name="matmul",
     summary="Batched matrix product of two activations, however it is spelt.",
-    schema="(Tensor a, Tensor b) -> Tensor",
+    schema="(Tensor a, Tensor b, bool wide=False) -> Tensor",
     operation="matmul",
     bind=bind,
     forward=forward,
@@ -169,6 +169,12 @@ RECIPE = Recipe(
     cases=(
         Case(name="heads", kind="ordinary", sizes={"Z": 6, "M": 64, "K": 64, "N": 64}),
         Case(name="one large product", kind="ordinary", sizes={"Z": 1, "M": 200, "K": 300, "N": 700}),
+        Case(
+            name="left in float32",
+            kind="ordinary",
+            sizes={"Z": 3, "M": 20, "K": 64, "N": 40},
+            attributes={"wide": True},
+        ),
         Case(name="a row for each", kind="ordinary", sizes={"Z": 5, "M": 1, "K": 512, "N": 96}),
         Case(name="one b for all", kind="ordinary", sizes={"Z": 5, "M": 30, "K": 96, "N": 130, "one_b": 1}),
         Case(name="one a for all", kind="ordinary", sizes={"Z": 3, "M": 30, "K": 150, "N": 130, "one_a": 1}),

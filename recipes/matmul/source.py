@@ -39,11 +39,12 @@ def _multiply(
     tl.store(place, total_MN.to(out.dtype.element_ty), inside)
 
 
-def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def matmul(a: torch.Tensor, b: torch.Tensor, wide: bool = False) -> torch.Tensor:
     """a [Z or 1, M, K] times b [Z or 1, K, N]; both contiguous."""
     (left, rows, features), (right, _, columns) = a.shape, b.shape
     problems = max(left, right)
-    out = torch.empty((problems, rows, columns), dtype=a.dtype, device=a.device)
+    out_dtype = torch.float32 if wide else a.dtype
+    out = torch.empty((problems, rows, columns), dtype=out_dtype, device=a.device)
     grid = (triton.cdiv(rows, BLOCK_M), triton.cdiv(columns, BLOCK_N), problems)
     _multiply[grid](
         a, b, out, rows, features, columns,

@@ -17,7 +17,6 @@ RESIDENT_BYTES = 120 * 1024  # of a block's activations per partition, of 176 Ki
 STREAM_BYTES = 16 * 1024  # of weights per partition and DMA
 MOST_COLUMNS = 2048  # of weights in one row of a DMA: 4 KiB of bfloat16 saturate an engine
 STAGE_BYTES = 8 * 1024  # of x per partition while it is transposed: four PSUM banks of the transposed dtype
-FUNCTIONS = {"silu": nl.silu, "gelu": nl.gelu, "gelu_tanh": nl.gelu_apprx_tanh, "relu": nl.relu}
 
 
 @nki.jit
@@ -28,7 +27,7 @@ def moe_dense_experts(x, up, down, activation="silu"):
         x: [E * T, H] @ HBM, float32 or bfloat16. Any T and H.
         up: [E, H, 2 I] @ HBM, dtype of x: the columns of the gate, then those of up.
         down: [E, I, N] @ HBM, dtype of x.
-        activation: a key of FUNCTIONS.
+        activation: "silu", "gelu", "gelu_tanh" or "relu".
     Returns: [E * T, N] @ HBM, dtype of x.
     Accuracy: sums in float32; the hidden activation and the result are rounded to the dtype of x.
     """
@@ -122,6 +121,12 @@ def weight_pieces(weight, expert, start, stop):
     return pieces
 
 
+def op_of(activation):
+    """Return ScalarE's op for an activation."""
+    ops = {"silu": nl.silu, "gelu": nl.gelu, "gelu_tanh": nl.gelu_apprx_tanh, "relu": nl.relu}
+    return ops[activation]
+
+
 def activate(x_PJT, up, expert, activation):
     """Return the hidden activation of one expert, transposed: [P, J, T] @ SBUF in the layout of `load_transposed`."""
     tokens = x_PJT.shape[2]
@@ -134,7 +139,7 @@ def activate(x_PJT, up, expert, activation):
         other = multiply_columns(x_PJT, up, expert, intermediate + start, intermediate + stop)[:, :, 0:tokens]
         dst = hidden_PJT[0:rows, first : first + count, :]
         activated = nl.ndarray(dst.shape, dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(dst=activated, op=FUNCTIONS[activation], data=gate)
+        nisa.activation(dst=activated, op=op_of(activation), data=gate)
         nisa.tensor_tensor(dst=dst, data1=activated, data2=other, op=nl.multiply)
     return hidden_PJT
 

@@ -19,13 +19,6 @@ RESIDENT_BYTES = 120 * 1024  # of a block's activations and sums per partition, 
 STREAM_BYTES = 16 * 1024  # of weights per partition and DMA
 MOST_COLUMNS = 2048  # of weights in one row of a DMA: 4 KiB of bfloat16 saturate an engine
 STAGE_BYTES = 8 * 1024  # of x per partition while it is transposed: four PSUM banks of the transposed dtype
-FUNCTIONS = {
-    "silu": nl.silu,
-    "gelu": nl.gelu,
-    "gelu_tanh": nl.gelu_apprx_tanh,
-    "relu": nl.relu,
-    "relu_squared": nl.relu,
-}
 
 
 @nki.jit
@@ -56,7 +49,7 @@ def moe_experts(
         down: [E, I, N] @ HBM, dtype of x.
         up_bias: [E, M] @ HBM, dtype of x, or None.
         down_bias: [E, N] @ HBM, dtype of x, or None.
-        activation: a key of FUNCTIONS.
+        activation: "silu", "gelu", "gelu_tanh", "relu" or "relu_squared".
         gating: "none" (M = I), "concatenated" (gates, then ups) or "interleaved" (gate, up, gate, up ...).
         alpha: with "silu", gate * sigmoid(alpha * gate).
         limit: bound of the gate from above and of up on both sides; 0 is none.
@@ -336,7 +329,8 @@ def apply_function(dst, data, activation, alpha):
         nisa.activation(dst=sigmoid, op=nl.sigmoid, data=data, scale=alpha)
         nisa.tensor_tensor(dst=dst, data1=data, data2=sigmoid, op=nl.multiply)
     else:
-        nisa.activation(dst=dst, op=FUNCTIONS[activation], data=data)
+        ops = {"silu": nl.silu, "gelu": nl.gelu, "gelu_tanh": nl.gelu_apprx_tanh, "relu": nl.relu}
+        nisa.activation(dst=dst, op=ops[activation], data=data)
 
 
 def apply_gate(dst, gate, up, rule):

@@ -116,7 +116,7 @@ RECIPE = Recipe(
     flops=flops,
     tolerance=Tolerance(reduction_length="K"),
     sizes={
-        "B": Size(least=1, most=64),
+        "B": Size(least=1, most=256),
         "V": Size(least=1, most=64),
         "U": Size(least=1, most=256),
         "O": Size(least=1, most=4096),

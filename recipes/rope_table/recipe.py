@@ -132,7 +132,8 @@ def frequencies_by_axis(inv_freq: Any, kind: str, sections: Any) -> Any:
 def inputs(sizes: Mapping[str, int], draw: Any) -> tuple[Any, ...]:
     """positions [A, T] below M; frequencies [A, F] from 1 down, each of one axis."""
     axes, tokens, count = sizes["A"], sizes["T"], sizes["F"]
-    falling = np.float32(1.0) / np.float32(10000.0) ** (
+    base = np.float32(draw.integers(5_000, 500_000, (1,))[0])
+    falling = np.float32(1.0) / base ** (
         np.arange(count, dtype=np.float32) / np.float32(count)
     )
     owner = np.arange(count) % axes

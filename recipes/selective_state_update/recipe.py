@@ -138,7 +138,6 @@ RECIPE = Recipe(
     # R and G go together (R a multiple of G): G stays as the cases have it.
     sizes={
         "B": Size(least=1, most=64),
-        "R": Size(least=16, most=32768, multiple=16),
         "N": Size(least=1, most=512),
     },
     cases=(

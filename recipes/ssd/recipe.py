@@ -123,9 +123,8 @@ RECIPE = Recipe(
     sizes={
         "B": Size(least=1, most=8),
         "S": Size(least=1, most=8192),
-        "H": Size(least=4, most=128, multiple=4),
         "D": Size(least=1, most=128),
-        "N": Size(least=1, most=128),
+        "N": Size(least=1, most=256),
     },
     cases=(
         _case("mamba-2", "ordinary", B=1, S=128, H=4, D=64, G=1, N=128),

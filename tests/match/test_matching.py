@@ -61,6 +61,7 @@ def test_a_norm_with_another_formula_is_refused_although_its_class_says_otherwis
     refused = by_layer["model.norm"]
     assert refused.decision == "compiler"
     assert "rms_norm computes something else" in refused.reason
+    assert refused.refusals["rms_norm"].startswith(DIFFERENT)
 
 
 def test_another_activation_is_refused(registry):

@@ -206,7 +206,9 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
 def test_no_text_breaks_the_gate(bomb: str) -> None:
     """Whatever the text is, the answer is a refusal: no recursion error, no crash, no warning."""
-    refused(bomb)
+    failure = inspect_source(bomb, "twice")
+    assert failure is not None
+    assert (failure.kind, bool(failure.message), bool(failure.hint)) == ("refused", True, True)
 
 
 def blocks(depth: int) -> str:

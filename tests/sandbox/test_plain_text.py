@@ -28,10 +28,12 @@ def copy(x):
 """
 
 
-def run(text: str) -> None:
+def run(text: str) -> bool:
+    """Whether the kernel with `text` in it still copies its input."""
     source = KERNEL.replace("TEXT", text)
     x = np.ones((4, 8), np.float32)
-    assert (run_kernel(load_candidate(source, "copy", public_modules()), x).outputs[0] == x).all()
+    copied = run_kernel(load_candidate(source, "copy", public_modules()), x).outputs[0]
+    return bool((copied == x).all())
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def run(text: str) -> None:
 )
 def test_plain_values_become_text(text: str) -> None:
     """Numbers, text, shapes, dtypes and containers of them are formatted as Python does."""
-    run(text)
+    assert run(text)
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_a_list_of_states_is_carried_like_a_cache():
             assert all(torch.equal(a, b) for a, b in zip(states, before, strict=True)), (
                 "a state was written in place"
             )
-            states = layout.left(given, out)
+            states = layout.left(model, given, out)
             torch.testing.assert_close(out.logits, own.logits)
     assert layout.is_recurrent
     assert [tuple(state.shape) for state in states] == [(BATCH, 32, 2)] * 5

@@ -64,7 +64,7 @@ class CausalStep(torch.nn.Module):
                 **given,
                 **{**self._places(position_ids), **further},
             )
-        return (output.logits[:, -1], *self.layout.left(given, output))
+        return (output.logits[:, -1], *self.layout.left(self.model, given, output))
 
     def _places(self, position_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """How the model learns where its tokens stand: by position ids, or by a mask over all slots (alibi)."""

@@ -10,6 +10,7 @@ it, are constants of the graph. Where the image tokens stand is data. B = batch,
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
@@ -42,6 +43,8 @@ BRACKETS = (
 _RESERVED = re.compile(r"(image|video|audio|vision|boi|eoi)_.*(id|index)|vision_.*_id")
 LARGEST_SIDE_PIXELS = 448  # of a picture whose size is ours to choose
 GRID = "image_grid_thw"  # frames, rows and columns of patches, of each picture
+SIZES = "image_sizes"  # height and width of each picture in pixels
+_MISFITS = (ValueError, RuntimeError, TypeError)  # what a model's own code makes of a picture of the wrong shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +103,8 @@ def static(picture: Picture, batch: int, length: int, device: torch.device) -> I
     with ExitStack() as stack:
         if device.type == "meta":
             pictures = batch * (picture.shape[1] if len(picture.shape) == 5 else 1)
-            counts = {
-                pictures: pictures,
-                batch * length: batch * picture.tokens,
-            }  # a mask over pictures: all are there
+            # A mask over pictures would leave out the empty ones: there are none.
+            counts = {pictures: pictures, batch * length: batch * picture.tokens}
             stack.enter_context(KnownValues(counts, {batch: [pictures // batch] * batch}))
             # transformers' own switch: its checks count tokens, which is data
             stack.enter_context(mock.patch.dict(os.environ, TRANSFORMERS_DISABLE_TORCH_CHECK="1"))
@@ -146,24 +147,12 @@ def picture_of(model: PreTrainedModel, bucket: int) -> Picture:
         UsageError: a picture leaves no place for a text.
         CheckpointError: the image encoder takes no picture that we know how to make.
     """
-    if takes(model, GRID):
-        found: list[Any] = [_in_patches(model, bucket)]
-    else:
-        shape = image_shape(model)
-        found = [
-            ((1, *shape), {}),
-            ((1, 1, *shape), {}),
-        ]  # some count the pictures of a row on an axis of its own
     failures = []
-    for shape, constants in found:
+    for shape, constants in _known_pictures(model, bucket):
         try:
             picture = Picture(shape=shape, constants=constants, tokens=0)
             picture = Picture(shape=shape, constants=constants, tokens=_tokens_of(model, picture))
-        except (
-            ValueError,
-            RuntimeError,
-            TypeError,
-        ) as error:  # whatever the model's own code makes of the shape
+        except _MISFITS as error:
             failures.append(f"{list(shape)}: {' '.join(str(error).split())[:200]}")
             continue
         if picture.tokens >= bucket:
@@ -179,22 +168,31 @@ def picture_of(model: PreTrainedModel, bucket: int) -> Picture:
     )
 
 
-def _in_patches(
-    model: PreTrainedModel, bucket: int
-) -> tuple[tuple[int, ...], dict[str, tuple[tuple[int, ...], ...]]]:
+Constants = Mapping[str, tuple[tuple[int, ...], ...]]
+
+
+def _known_pictures(model: PreTrainedModel, bucket: int) -> list[tuple[tuple[int, ...], Constants]]:
+    """Shapes of one prompt's picture that models take, the likeliest first, with the whole numbers beside it."""
+    if takes(model, GRID):
+        return [_in_patches(model, bucket)]
+    shape = image_shape(model)
+    constants: Constants = {}
+    encode: Any = getattr(model, "get_image_features", None)
+    asked = inspect.signature(encode).parameters.get(SIZES) if encode is not None else None
+    if asked is not None and asked.default is inspect.Parameter.empty:
+        constants = {SIZES: (shape[1:],)}
+    # Some count the pictures of a row on an axis of its own; some take the whole picture and one tile of it.
+    return [((1, *shape), constants), ((1, 1, *shape), constants), ((1, 2, *shape), constants)]
+
+
+def _in_patches(model: PreTrainedModel, bucket: int) -> tuple[tuple[int, ...], Constants]:
     """Shape and grid of a square picture in rows of patches, which takes half of the bucket at most."""
     config = model.config.vision_config
     merged = int(getattr(config, "spatial_merge_size", 1))
     side = min(math.isqrt(bucket // 2), LARGEST_SIDE_PIXELS // (config.patch_size * merged))
     patches = merged * max(1, side)
-    channels = next(
-        (
-            getattr(config, name)
-            for name in ("in_channels", "in_chans", "num_channels")
-            if hasattr(config, name)
-        ),
-        3,
-    )
+    named = (getattr(config, name, None) for name in ("in_channels", "in_chans", "num_channels"))
+    channels = next((count for count in named if count is not None), 3)
     width = channels * getattr(config, "temporal_patch_size", 1) * config.patch_size**2
     return (patches**2, width), {GRID: ((1, patches, patches),)}
 
@@ -257,10 +255,10 @@ def run_sample(
     """A prompt with its picture, and one further token."""
     ids = sample["input_ids"]
     length = ids.shape[1]
-    grids = {GRID: tuple(map(tuple, sample[GRID].tolist()))} if GRID in sample else {}
+    constants = {name: tuple(map(tuple, sample[name].tolist())) for name in (GRID, SIZES) if name in sample}
     picture = Picture(
         shape=tuple(sample["pixel_values"].shape),
-        constants=grids,
+        constants=constants,
         tokens=int((ids == image_token(model)).sum()),
     )
     shapes = GraphShapes(batch=1, buckets=(length,), cache_length=cache_length)
