@@ -73,8 +73,6 @@ class KernelOperator(ABC):
         names = (*self.tensor_arguments, *self.attribute_arguments)
         values = dict(zip(names, args, strict=False)) | attributes
         given = [values.get(name) for name in self.tensor_arguments]
-        while given and given[-1] is None:  # an optional tensor at the end is left to the kernel's own default
-            given.pop()
         tensors = [None if tensor is None else self._form_of(tensor) for tensor in given]
         options = {name: values[name] for name in self.attribute_arguments if name in values}
         results = tuple(to_torch(output) for output in self._run(tensors, options))
@@ -134,6 +132,8 @@ class SandboxedOperator(KernelOperator):
         return self._worker.hold(array)
 
     def _run(self, tensors: list[Any], options: dict[str, Any]) -> tuple[np.ndarray, ...]:
+        while tensors and tensors[-1] is None:  # what crosses to the worker are arrays; its own default is None
+            tensors.pop()
         return self._worker.call(tensors, options)
 
 

@@ -198,7 +198,8 @@ def _match(
         raise CheckpointError(
             f"The files in {origin.directory} lack {len(missing)} of the {len(specs)} tensors of the model, "
             f"the first is `{missing[0]}`{other}.",
-            hint="Save the model with transformers' save_pretrained, so that names are those of its modules.",
+            hint="Load it with transformers and `save_pretrained(FOLDER, save_original_format=False)`: then names are "
+            "those of its modules.",
         )
     weights = {}
     for name, home in found.items():

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuron_port.types import Layer
-from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.calls import Call
 
 # ATen operators whose results are elements of their arguments or a constant, whatever the values are.
 MOVES = frozenset({

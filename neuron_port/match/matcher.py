@@ -62,9 +62,9 @@ def match(
 
 
 def is_inside(layer: Layer, covered: Collection[str]) -> bool:
-    """Whether the layer is part of a module that a recipe has taken whole."""
+    """Whether the layer is part of a module that a recipe has taken whole; that module's next call is not."""
     path = layer.name.split("#")[0]
-    return any(path == name or path.startswith(f"{name}.") for name in covered)
+    return any((path == name and layer.name != name) or path.startswith(f"{name}.") for name in covered)
 
 
 def is_elementary(layer: Layer, layers: tuple[Layer, ...], number: int) -> bool:

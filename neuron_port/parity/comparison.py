@@ -62,6 +62,8 @@ def compare(
         alternatives: other legal answers, in any dtype.
         reduction_length: over how many terms the kernel sums; rounding noise grows with its square root.
     """
+    if baseline.is_complex():  # a table of rotations: its parts are numbers like others
+        candidate, truth, baseline, *alternatives = map(_parts, (candidate, truth, baseline, *alternatives))
     problem = _different_form(candidate, truth, baseline.dtype)
     if problem:
         return Comparison(metrics={}, limits={}, detail=problem)
@@ -88,6 +90,11 @@ def compare(
         name = broken[0]
         detail = f"{name} is {metrics[name]:.3g}, limit {limits[name]:.3g}; worst at {_worst_place(error)}"
     return Comparison(metrics=metrics, limits=limits, detail=detail)
+
+
+def _parts(tensor: torch.Tensor) -> torch.Tensor:
+    """Real and imaginary parts along a last axis of their own."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _different_form(candidate: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype) -> str:
@@ -122,7 +129,8 @@ def _float32_contract(
     floor = EPSILON[torch.float32] * (1 + root / 2)
     rms = size / math.sqrt(max(exact.numel(), 1))
     l2_limit = max(FLOAT32_ALLOWANCE * _ratio(_norm(noise), size), floor)
-    element_limit = FLOAT32_ALLOWANCE * max(_max(noise), floor * max(rms, _max(exact) / 8))
+    # The worst of few elements is a draw: one honest softmax of a thousand came to 1.04 of the allowance alone.
+    element_limit = 1.5 * FLOAT32_ALLOWANCE * max(_max(noise), floor * max(rms, _max(exact) / 8))
     metrics = {
         "relative_l2": _ratio(_norm(error), size),
         "worst_slice": _worst_slice(error, exact),

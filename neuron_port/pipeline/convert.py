@@ -8,7 +8,7 @@ Every stage's result is kept in the store under the digest of its inputs; what i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,19 +213,20 @@ class _Proofs:
     def oracle(self) -> None:
         work = self.work
         with self.stages.stage("transformers reference") as result:
-            runs: dict[torch.dtype, Any]
-            made: Callable[..., Any]
             if work.family != "encoder":
-                runs, result.reused = all_oracles(work, result.progress)
-                made = SequenceProof
+                prompts, result.reused = all_oracles(work, result.progress)
+                self._expect(SequenceProof, prompts)
             else:
                 specs = [graph.spec for graph in self.lowered[torch.float32]]
-                runs, result.reused = forward_runs.all_runs(work, specs, result.progress)
-                made = ForwardProof
+                samples, result.reused = forward_runs.all_runs(work, specs, result.progress)
+                self._expect(ForwardProof, samples)
             work.forget_model()
-        for dtype in work.proof_dtypes:
-            self.whole_proofs[dtype] = made(
-                work=work,
+
+    def _expect(self, proof: Callable[..., Any], runs: Mapping[torch.dtype, Any]) -> None:
+        """Make the whole-model proof of each dtype from what transformers answered in it."""
+        for dtype in self.work.proof_dtypes:
+            self.whole_proofs[dtype] = proof(
+                work=self.work,
                 plan=self.plan,
                 dtype=dtype,
                 graphs=self.lowered[dtype],

@@ -39,7 +39,7 @@ def make_sample(work: Workbench, number: int) -> dict[str, torch.Tensor]:
     for name in names:
         if name in made:
             continue
-        made[name] = _picture(shapes[name].shape, number) if name == "pixel_values" else _sound(
+        made[name] = picture_values(shapes[name].shape, number) if name == "pixel_values" else _sound(
             shapes[name].shape, number
         )
     sample = {name: made[name] for name in names}
@@ -64,11 +64,11 @@ def _prompt_with_picture(work: Workbench, number: int) -> dict[str, torch.Tensor
     picture = picture_of(skeleton, min(work.options.buckets))
     ids = work.prompt_ids(work.options.prompts[number], number)
     sample = prompt_with_picture(skeleton, ids, picture)
-    sample["pixel_values"] = _picture(picture.shape, number)
+    sample["pixel_values"] = picture_values(picture.shape, number)
     return sample
 
 
-def _picture(shape: Sequence[int], number: int) -> torch.Tensor:
+def picture_values(shape: Sequence[int], number: int) -> torch.Tensor:
     """[.., channels, height, width]: a gradient with waves of its own in every channel, of about unit variance.
 
     Rows of patches, [patches, values], are filled alike: as one channel of such a picture.

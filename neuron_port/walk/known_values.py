@@ -57,7 +57,7 @@ class KnownValues(TorchFunctionMode):
         if unknown and len(unknown) < len(tensors):
             devices = [tensor.device for tensor in unknown]
             device = next((device for device in devices if device.type == "meta"), devices[0])
-            args = tuple(self._numbers(item) for item in args)
+            args = (args[0], *(self._number(item) for item in args[1:]))
             args, kwargs = tree_map(lambda item: self._traced(item, device), (args, kwargs))
         if func is torch.Tensor.tolist and unknown and unknown[0].numel() in self.lists:
             return list(self.lists[unknown[0].numel()])
@@ -80,12 +80,14 @@ class KnownValues(TorchFunctionMode):
             self.known[id(tensor)] = tensor
         return iter(result) if func is torch.Tensor.__iter__ else result
 
-    def _numbers(self, item: Any) -> Any:
-        """A list of known whole numbers as such: sizes by which a tensor is split."""
-        if not isinstance(item, (list, tuple)) or not item:
-            return item
-        known = all(id(one) in self.known and one.ndim == 0 and not one.is_floating_point() for one in item)
-        return [self._compute(torch.Tensor.item, (one,), {}) for one in item] if known else item
+    def _number(self, item: Any) -> Any:
+        """A known whole number, or a list of such, as Python has it: sizes by which a tensor is viewed or split."""
+        if isinstance(item, (list, tuple)) and item:
+            numbers = [self._number(one) for one in item]
+            return numbers if all(isinstance(one, int) for one in numbers) else item
+        if id(item) in self.known and item.ndim == 0 and not item.is_floating_point():
+            return self._compute(torch.Tensor.item, (item,), {})
+        return item
 
     def _traced(self, item: Any, device: torch.device) -> Any:
         """What is known as a constant of the trace, on the device of the tensors that it meets."""

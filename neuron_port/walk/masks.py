@@ -89,7 +89,6 @@ def build_mask(
     mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
     attention_mask: torch.Tensor | None = None,
     *,
-    use_vmap: bool = False,
     device: Any = "cpu",
     dtype: torch.dtype = torch.float32,
     **_: Any,
@@ -113,7 +112,7 @@ def build_mask(
             attention_mask=attention_mask,
             allow_is_causal_skip=False,
             allow_is_bidirectional_skip=False,
-            use_vmap=use_vmap,
+            use_vmap=False,  # by places that broadcast: vmap cannot be exported
             device=device,
         )
         assert allowed is not None

@@ -114,7 +114,7 @@ RECIPE = Recipe(
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="S"),
-    # K and H go together (H a multiple of K): K stays as the cases have it.
+    # K and H go together (H a multiple of K): they stay as the cases have them.
     sizes={
         "B": Size(least=1, most=8),
         "S": Size(least=1, most=8192),

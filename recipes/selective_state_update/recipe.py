@@ -135,7 +135,7 @@ RECIPE = Recipe(
     scales=(1.0, 4.0, 3e-3),
     inputs=inputs,
     flops=flops,
-    # R and G go together (R a multiple of G): G stays as the cases have it.
+    # R and G go together (R a multiple of G): they stay as the cases have them.
     sizes={
         "B": Size(least=1, most=64),
         "N": Size(least=1, most=512),

@@ -119,7 +119,7 @@ RECIPE = Recipe(
     inputs=inputs,
     flops=flops,
     tolerance=Tolerance(reduction_length="S"),
-    # H and G go together (H a multiple of G): G stays as the cases have it.
+    # H and G go together (H a multiple of G): they stay as the cases have them.
     sizes={
         "B": Size(least=1, most=8),
         "S": Size(least=1, most=8192),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neuron_port.match.glue import only_moves_data
-from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.calls import Call
 from neuron_port.walk.walker import describe
 
 

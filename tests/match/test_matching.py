@@ -14,6 +14,7 @@ from neuron_port.checkpoint import build_skeleton
 from neuron_port.errors import RecipeError
 from neuron_port.match.matcher import match
 from neuron_port.registry import Registry
+from neuron_port.types import DIFFERENT
 from neuron_port.walk.families import programs_of
 from neuron_port.walk.program import GraphShapes
 from neuron_port.walk.walker import walk
@@ -160,3 +161,25 @@ def test_a_mistake_in_a_reference_is_not_taken_for_a_misfit(registry, monkeypatc
     monkeypatch.setitem(registry["rms_norm"].__dict__, "reference", misspelt)
     with pytest.raises(RecipeError, match=r"Recipe `rms_norm` fails on .*no_such_function"):
         decide(tiny(), registry)
+
+
+def test_a_module_called_with_two_shapes_is_decided_twice(registry):
+    """One norm that serves queries and keys of different head counts has a decision for each call's signature."""
+    config = LlamaConfig(**TINY_LLAMA)
+    model = build_skeleton(config, torch.float32)
+    program = programs_of(model, GraphShapes(batch=1, buckets=(8,), cache_length=16))[0]
+    norm = model.model.norm
+    whole = norm.forward
+
+    def twice(x):
+        return torch.cat((whole(x[:, :1]), norm_again(x[:, 1:])), dim=1)
+
+    def norm_again(x):
+        return model.model.layers[0].input_layernorm(x)
+
+    norm.forward = twice
+    found = walk(model, "x", program)
+    plan = match([found], registry, target="trn2", generation="gen3", parameters=[])
+    again = [layer for layer in found.graph.layers if layer.name == "model.layers.0.input_layernorm"]
+    assert len(again) == 2
+    assert {match.signature for match in plan.matches} >= {layer.signature for layer in again}

@@ -16,7 +16,7 @@ from tests.pipeline.command import contents, convert, failed, partial_folders
 def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the recipes that conversions use, free to be changed."""
     folder = shutil.copytree(data_folder("recipes"), tmp_path / "recipes")
-    monkeypatch.setattr("neuron_port.pipeline.workbench.data_folder", lambda name: folder)
+    monkeypatch.setattr("neuron_port.pipeline.workbench.recipe_folders", lambda *named: (folder, *named))
     return folder
 
 

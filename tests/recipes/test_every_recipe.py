@@ -16,6 +16,7 @@ from neuron_port.registry import Registry
 
 REGISTRY = Registry()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SOURCE_GROUPS = 4  # processes: each loads torch and Triton, which takes longer than most checks
 TARGETS = {"gen2": "inf2", "gen3": "trn2"}
 CASES = [
     pytest.param(
@@ -60,12 +61,13 @@ def test_folder_is_complete(name):
     assert found.recipe.documentation
 
 
-@pytest.mark.parametrize("name", REGISTRY)
-def test_gpu_source_computes_the_same(name):
-    """The Triton kernel that the recipe replaces agrees with the reference, on Triton's CPU interpreter."""
+@pytest.mark.parametrize("number", range(SOURCE_GROUPS))
+def test_gpu_sources_compute_the_same(number):
+    """The Triton kernels that recipes replace agree with the references, on Triton's CPU interpreter."""
     pytest.importorskip("triton", reason="triton is published for Linux only")
+    names = list(REGISTRY)[number::SOURCE_GROUPS]
     finished = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("check_source.py")), name],
+        [sys.executable, str(Path(__file__).with_name("check_source.py")), *names],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
