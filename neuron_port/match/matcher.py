@@ -48,7 +48,7 @@ def match(
             decided = decider.decide(layer, walk.calls[layer.signature])
             if decided.recipe is not None:
                 if layer.operation == "module":
-                    covered.append(layer.name)
+                    covered.append(layer.name.split("#")[0])
             elif not is_elementary(layer, walk.graph.layers, number):
                 continue  # a container: its children are decided one by one
             _add(decisions, decided, layer.name)
@@ -62,24 +62,25 @@ def match(
 
 
 def is_inside(layer: Layer, covered: Collection[str]) -> bool:
-    """Whether the layer is part of a module that a recipe has taken whole; that module's next call is not."""
+    """Whether the layer is part of a module (by its path) that a recipe has taken whole; its next call is not."""
     path = layer.name.split("#")[0]
-    return any((path == name and layer.name != name) or path.startswith(f"{name}.") for name in covered)
+    part = layer.operation != "module"
+    return any((path == name and part) or path.startswith(f"{name}.") for name in covered)
 
 
 def is_elementary(layer: Layer, layers: tuple[Layer, ...], number: int) -> bool:
     """A layer with no recorded call inside it (children follow their parent)."""
     if layer.operation != "module":
         return True
-    follower = layers[number + 1].name if number + 1 < len(layers) else ""
-    return not follower.startswith((f"{layer.name}.", f"{layer.name}#"))
+    path = layer.name.split("#")[0]
+    return not any(is_inside(follower, [path]) for follower in layers[number + 1 : number + 2])
 
 
 def consumed_parameters(walks: list[Walk], matches: tuple[Match, ...]) -> set[str]:
     """Names of the parameters that some decided layer uses, or the code between the layers."""
     decided = {name for match in matches for name in match.layers}
     of_layers = {
-        f"{layer.name}.{parameter}"
+        f"{layer.name.split('#')[0]}.{parameter}"
         for walk in walks
         for layer in walk.graph.layers
         if layer.name in decided

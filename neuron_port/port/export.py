@@ -113,7 +113,7 @@ def _lay_out_weights(model: PreTrainedModel, matches: Mapping[str, Match]) -> di
         if match.recipe is None:
             continue
         for source in match.weights.values():
-            full_name = f"{layer_name}.{source.name}"
+            full_name = f"{layer_name.split('#')[0]}.{source.name}"
             sources[full_name] = WeightSource(name=full_name, transform=source.transform)
             if source.transform != "none":
                 owner_name, _, leaf = full_name.rpartition(".")

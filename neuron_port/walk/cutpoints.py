@@ -118,16 +118,19 @@ class Interception:
         self.module_stack.append(name)
         for key in [key for key in self.ordinals if key.startswith(f"{name}#")]:
             del self.ordinals[key]
+        # A word says which of a module's tables is meant: calls with different words are different layers.
+        words = {f"argument {place}": word for place, word in enumerate(args) if isinstance(word, str)}
+        words |= {key: word for key, word in kwargs.items() if isinstance(word, str)}
         try:
             call = Call(
-                name=name,
+                name="#".join((name, *words.values())),
                 operation="module",
                 module=module,
                 owner=type(module).__name__,
                 function=function,
                 args=args,
                 kwargs=kwargs,
-                attributes=plain_attributes(module),
+                attributes=plain_attributes(module) | words,
             )
             return self.handler(call)
         finally:

@@ -28,10 +28,12 @@ LAYER = "transformer.h.0.ln_1"
 
 @pytest.fixture(scope="module")
 def small_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A one-layer GPT-2 with random weights: no recipe serves its norms and projections."""
+    """A one-layer GPT-2 with random weights and an activation that no recipe serves."""
     from transformers import GPT2Config
 
-    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=96, n_positions=64)
+    config = GPT2Config(
+        n_embd=32, n_layer=1, n_head=4, vocab_size=96, n_positions=64, activation_function="laplace"
+    )
     return save(config, tmp_path_factory.mktemp("small_gpt2") / "gpt2")
 
 
@@ -43,6 +45,7 @@ def test_a_drafted_kernel_serves_the_model(small_gpt2: Path, tmp_path: Path) -> 
         buckets=(16,),
         cache_length=32,
         new_tokens=2,
+        compiler_layers=("layer_norm",),
         output=tmp_path / "bundle",
         proof="kernels",
     )
@@ -78,5 +81,5 @@ def test_a_dry_run_asks_nothing(small_gpt2: Path, tmp_path: Path, monkeypatch: p
         done = run("draft", str(small_gpt2), "--dry-run", "--llm", f"{server.url}#scripted")
         assert not server.calls
     assert done.code == 0, done.stderr
-    assert DRAFTED in done.stdout
+    assert "gpt2_laplace_activation" in done.stdout
     assert "at worst" in done.stdout

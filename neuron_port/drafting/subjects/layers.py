@@ -199,7 +199,8 @@ def layer_task(
     if call.operation == "attention_decode":
         axes = [None, 3, 2, None, *[None] * len(axes)][: len(axes)]
     for attribute, value in call.attributes.items():
-        if not isinstance(value, PLAIN_VALUES):
+        items = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(item, PLAIN_VALUES) for item in items):
             raise NotDraftableError(f"its `{attribute}` is a `{type(value).__name__}`, not a number")
     calling = calling_of(call, module, axes)
     domain = domain or Size(least=1, most=max(MOST_TOKENS, tokens_of(calling, largest or layer)))
