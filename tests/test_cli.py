@@ -155,7 +155,9 @@ def test_a_model_of_the_hub_needs_the_hub(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_class_that_transformers_lacks_is_refused(more: tuple[str, ...], tmp_path: Path) -> None:
     """An architecture that is no model of transformers is named, with weights or without."""
     folder = write_config(tmp_path / "bert", architectures=["BertForNothing"], model_type="bert")
-    assert "BertForNothing, which is no model known to transformers" in failed(run("convert", folder, *more), 1)
+    assert "BertForNothing, which is no model known to transformers" in failed(
+        run("convert", folder, *more), 1
+    )
 
 
 def test_a_configuration_without_weights_names_the_way_out(config_only_folder: Path) -> None:

@@ -19,6 +19,7 @@ from neuron_port.errors import UsageError
 
 if TYPE_CHECKING:
     from neuron_port.bench.results import RepliesKind
+    from neuron_port.bench.run import Benchmark
     from neuron_port.bench.suite import BenchTask
     from neuron_port.drafting.workshop import Workshop
     from neuron_port.llm.messages import LanguageModel
@@ -43,7 +44,9 @@ ALL_ARMS = "one-shot,best-of-4,repair,memory,source"
 @click.option(
     "--max-output-tokens", type=click.IntRange(256), default=12_000, show_default=True, help="Of one reply."
 )
-@click.option("--target", default="trn2", show_default=True, help="Chip: inf2, trn1 or trn2.")
+@click.option(
+    "--target", type=click.Choice(["inf2", "trn1", "trn2"]), default="trn2", show_default=True, help="Chip."
+)
 @click.option("--memory", "memory_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Lessons that the arm shows, copied once.  [default: those of your own runs]")  # fmt: skip
 @click.option(
@@ -85,15 +88,11 @@ def bench(
     neuron-port bench --llm openai:gpt-5-mini --arms one-shot,repair --k 1 --budget-usd 5
     """
     from neuron_port.bench.arms import Protocol, find_arms
-    from neuron_port.bench.held_out import freeze_memory
     from neuron_port.bench.page import write_page
     from neuron_port.bench.results import write_results
     from neuron_port.bench.run import Benchmark
     from neuron_port.bench.table import results_text
-    from neuron_port.simulator.target import TARGETS
 
-    if target not in TARGETS:
-        raise UsageError(f"Unknown target: `{target}`", hint=f"Known: {', '.join(TARGETS)}")
     tasks = tasks_of(suite)
     protocol = Protocol(
         arms=find_arms(_names(arms)),
@@ -125,16 +124,28 @@ def bench(
             return
         _open_output(output)
         benchmark.protocol = replace(protocol, hidden_seed=_seed(output) if seed is None else seed)
-        if any(arm.memory for arm in protocol.arms):
-            file = memory_file or home_folder() / "memory.sqlite"
-            if memory_file is not None and not memory_file.exists():
-                raise UsageError(f"File not found: `{memory_file}`")
-            benchmark.memory = freeze_memory(file, output, [task.task for task in tasks])
-            benchmark.protocol = replace(benchmark.protocol, frozen_memory=benchmark.memory.digest)
+        _give_memory(benchmark, memory_file, output)
         results = benchmark.run()
     path, page = write_results(results, output), write_page(results, output)
     click.echo(json.dumps(results.facts(), indent=1) if as_json else results_text(results), nl=as_json)
     told(f"written: {path}, {page}")
+
+
+def _give_memory(benchmark: Benchmark, file: Path | None, output: Path) -> None:
+    """Copy the lessons that arms with a memory show: those of `file`, or of the user's own runs.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    from neuron_port.bench.held_out import freeze_memory
+
+    if not any(arm.memory for arm in benchmark.protocol.arms):
+        return
+    if file is not None and not file.exists():
+        raise UsageError(f"File not found: `{file}`")
+    tasks = [task.task for task in benchmark.tasks]
+    benchmark.memory = freeze_memory(file or home_folder() / "memory.sqlite", output, tasks)
+    benchmark.protocol = replace(benchmark.protocol, frozen_memory=benchmark.memory.digest)
 
 
 def tasks_of(suite: str) -> tuple[BenchTask, ...]:

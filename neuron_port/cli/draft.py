@@ -14,7 +14,8 @@ from neuron_port.cli.model_options import executor_options, language_model_optio
 from neuron_port.cli.opening import cost_words, open_workshop, quiet, say
 
 if TYPE_CHECKING:
-    from neuron_port.drafting.drafts import Drafted
+    from neuron_port.drafting.drafts import Drafted, Shelf
+    from neuron_port.drafting.folder import Subject
     from neuron_port.drafting.options import DraftOptions
     from neuron_port.drafting.spending.cost import PlannedCalls
     from neuron_port.drafting.workshop import Workshop
@@ -90,31 +91,22 @@ def draft(
     neuron-port draft layer.py:my_norm -i x=TxH -i gamma=H --size T=1..300 --size H=512 --llm openai:gpt-5
     neuron-port draft gpt2-tiny --llm http://localhost:8000/v1 --budget-usd 2
     """
+    from neuron_port.cli.draft_model import draft_model
     from neuron_port.cli.task_of import is_function, subject_of
-    from neuron_port.drafting.drafts import Shelf, draft_one
+    from neuron_port.drafting.drafts import Shelf
 
+    of_function = is_function(subject)
+    _check_words(
+        subject, of_function, bool(inputs or sizes or settings or sources), bool(layers or random_weights)
+    )
     options = draft_options(target, drafts, repairs, no_plan, max_output_tokens)
-    told = quiet if silent else say
-    shelf = Shelf(folder=output, say=told)
+    shelf = Shelf(folder=output, say=quiet if silent else say)
     with open_workshop(silent=silent, **opened) as workshop:
-        if is_function(subject):
-            if layers or random_weights:
-                raise click.UsageError("--layer and --random-weights describe a model, not FILE.py:NAME")
+        if of_function:
             wanted = subject_of(subject, inputs, sizes, settings, sources, allowed_licenses)
-            if dry_run:
-                click.echo(cost_table(options, workshop, 1))
-                return
-            done = [draft_one(wanted, workshop, options, shelf)]
+            done = _draft_function(wanted, workshop, options, shelf, dry_run=dry_run)
         else:
-            from neuron_port.cli.draft_model import draft_model
-
-            if subject.endswith(".py"):
-                raise click.UsageError(f"Which function of the file? Write {subject}:NAME")
-            if inputs or sizes or settings or sources:
-                raise click.UsageError(
-                    "--input, --size, --set and --source describe FILE.py:NAME, not a model"
-                )
-            made = draft_model(
+            done = draft_model(
                 subject,
                 layers,
                 workshop,
@@ -125,12 +117,37 @@ def draft(
                 dry_run=dry_run,
                 silent=silent,
             )
-            if made is None:
-                return
-            done = made
+    if done is None:
+        return
     show(done, as_json)
     if any(one.result is not None and not one.admitted for one in done):
         raise click.exceptions.Exit(NO_KERNEL)
+
+
+def _check_words(subject: str, of_function: bool, describes_function: bool, describes_model: bool) -> None:
+    """Refuse options that do not go with the subject.
+
+    Raises:
+        click.UsageError: they describe the other kind of subject, or the subject is a file without a name.
+    """
+    if of_function and describes_model:
+        raise click.UsageError("--layer and --random-weights describe a model, not FILE.py:NAME")
+    if not of_function and subject.endswith(".py"):
+        raise click.UsageError(f"Which function of the file? Write {subject}:NAME")
+    if not of_function and describes_function:
+        raise click.UsageError("--input, --size, --set and --source describe FILE.py:NAME, not a model")
+
+
+def _draft_function(
+    wanted: Subject, workshop: Workshop, options: DraftOptions, shelf: Shelf, *, dry_run: bool
+) -> list[Drafted] | None:
+    """What became of the function; None after a dry run, which prints the worst case instead."""
+    from neuron_port.drafting.drafts import draft_one
+
+    if dry_run:
+        click.echo(cost_table(options, workshop, 1))
+        return None
+    return [draft_one(wanted, workshop, options, shelf)]
 
 
 def cost_table(options: DraftOptions, workshop: Workshop, tasks: int) -> str:

@@ -124,6 +124,9 @@ def _print(name: str, kernel: str, target: str, verdict: Verdict) -> None:
             click.echo(f"{'evidence' if number == 0 else '':<12}{line}")
     if verdict.hidden_seed is not None:
         click.echo(f"{'hidden':<12}--seed {verdict.hidden_seed} draws the same hidden cases")
+        if verdict.hidden_left_out:
+            told = f"{len(verdict.hidden_left_out)} left out, on which the reference itself tells nothing: "
+            click.echo(f"{'':<12}{told}{', '.join(verdict.hidden_left_out)}")
     click.echo(
         f"{'sandbox':<12}{', '.join(verdict.isolation) or 'nothing was run'}; {verdict.cpu_seconds:.1f} CPU s"
     )

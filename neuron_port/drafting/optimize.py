@@ -35,7 +35,7 @@ from neuron_port.drafting.workshop import Workshop
 from neuron_port.errors import ParityError
 from neuron_port.grading.verdict import Verdict
 from neuron_port.llm.errors import LanguageModelError
-from neuron_port.llm.messages import Reply
+from neuron_port.llm.messages import Reply, Request
 from neuron_port.simulator.parsing import parse_python
 from neuron_port.task import KernelTask
 from neuron_port.types import digest, to_json
@@ -152,6 +152,7 @@ class _Search:
         self.tried: set[tuple[str, str]] = set()  # (kernel, direction)
         self.seen: set[str] = set()
         self.attempts = 0
+        self.probed = False
 
     def go(self, source: str) -> OptimizeResult:
         before = self._start(source)
@@ -230,6 +231,7 @@ class _Search:
             )
             for step, direction in work
         ]
+        self._probe_once(requests[0])
         answers = self.asker.ask_all(requests, self.budget.child("optimize"), stage="optimize")
         for (step, direction), answer in zip(work, answers, strict=True):
             if isinstance(answer, LanguageModelError):
@@ -241,6 +243,18 @@ class _Search:
                 del beam[self.options.beam :]
         if all(isinstance(answer, BudgetExhausted) for answer in answers):
             raise next(answer for answer in answers if isinstance(answer, BudgetExhausted))
+
+    def _probe_once(self, first: Request) -> None:
+        """Find a wrong key, name or address for a few tokens, before anything is asked of the model in this run."""
+        known = self.workshop.replies.get(first.key(self.workshop.model.name)) is not None
+        if self.probed or known or self.workshop.replay:
+            return
+
+        def probe() -> bool:
+            self.asker.probe(self.budget)
+            return True
+
+        self.probed = self.journal.decide("probe", probe)
 
     def _work(self, beam: Sequence[Step]) -> Iterator[tuple[Step, str]]:
         """Directions not tried yet, those of the fastest kernel first."""

@@ -18,7 +18,7 @@ from typing import Any
 from neuron_port.grading import guards
 from neuron_port.grading.degenerate import refuse_degenerate
 from neuron_port.grading.gates import check_source_cheaply
-from neuron_port.grading.hidden import hidden_truths
+from neuron_port.grading.hidden import HiddenTruths, hidden_truths
 from neuron_port.grading.judge import NOT_REACHED, Judgement, evidence_of, judge
 from neuron_port.grading.oracle import DRAWN_SLACK, CaseTruth, case_truth, freeze, one_torch_thread
 from neuron_port.grading.tiers import OfficialTier
@@ -55,6 +55,7 @@ class _Progress:
     sandbox_seconds: float = 0.0
     isolation: tuple[str, ...] = ()
     hidden_seed: int | None = None
+    hidden_left_out: tuple[str, ...] = ()
 
 
 class _Failed(Exception):  # noqa: N818 - it never leaves this module
@@ -98,7 +99,7 @@ class Grader:
         refuse_degenerate(self.oracle)
         self.moves_only = guards.moves_only(self.oracle)
         self.oracle_key = digest(verifier_version(), self.oracle.key, self.target, hidden_seed, limits)
-        self._hidden: dict[int, tuple[CaseTruth, ...]] = {}
+        self._hidden: dict[int, HiddenTruths] = {}
         self._drawing = Lock()
 
     def grade(self, source: str, *, through: Stage = "hidden") -> Verdict:
@@ -174,7 +175,8 @@ class Grader:
 
     def _check_hidden(self, source: str, progress: _Progress) -> None:
         assert progress.hidden_seed is not None
-        truths = self._hidden_truths(progress.hidden_seed)
+        drawn = self._hidden_truths(progress.hidden_seed)
+        truths, progress.hidden_left_out = drawn.truths, drawn.left_out
         judged = judge(self.task, truths, self._run(source, truths, progress), "hidden")
         progress.judged.extend(judged)
         failed = [one for one in judged if not one.passed]
@@ -247,7 +249,7 @@ class Grader:
             (truth for truth in truths if truth.case.kind == "ordinary"), key=lambda truth: truth.elements
         )
 
-    def _hidden_truths(self, seed: int) -> tuple[CaseTruth, ...]:
+    def _hidden_truths(self, seed: int) -> HiddenTruths:
         with self._drawing:
             if seed not in self._hidden:
                 while len(self._hidden) > 1:  # the own seed's stay, those of one admission too
@@ -334,6 +336,7 @@ class Grader:
             latency_ns=facts.latency_ns if facts else None,
             facts=described,
             hidden_seed=progress.hidden_seed,
+            hidden_left_out=progress.hidden_left_out,
             cpu_seconds=progress.sandbox_seconds + time.thread_time() - progress.started_seconds,
             isolation=progress.isolation,
             **found,

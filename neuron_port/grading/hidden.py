@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,23 +43,39 @@ STRESS: tuple[tuple[str, float, Style], ...] = (
 FREE_ATTRIBUTES = ("eps", "scale", "scaling", "slope", "alpha", "softcap", "temperature")
 
 
-def hidden_truths(task: KernelTask, seed: int) -> tuple[CaseTruth, ...]:
+@dataclass(frozen=True, kw_only=True)
+class HiddenTruths:
+    """The hidden cases of one seed. `left_out`: those that tell nothing, by kind and dtype."""
+
+    truths: tuple[CaseTruth, ...]
+    left_out: tuple[str, ...]
+
+
+def hidden_truths(task: KernelTask, seed: int) -> HiddenTruths:
     """The hidden cases of a task in all its dtypes, for a seed; a case that the task does not survive is left out.
 
-    A case survives when the reference is finite on it, zeros would not pass, and the reference's own rounding does
-    not drown everything.
+    A case survives when the reference takes it and is finite on it, zeros would not pass, and the reference's own
+    rounding does not drown everything.
 
     Raises:
         TaskError: none survives.
     """
+    truths: list[CaseTruth] = []
+    left_out: list[str] = []
     with one_torch_thread():
-        truths = [truth for case in hidden_cases(task, seed) for truth in _survivors(task, case, seed)]
+        for case in hidden_cases(task, seed):
+            for dtype in task.dtypes:
+                truth = _surviving(task, case, dtype, seed)
+                if truth is None:
+                    left_out.append(f"{case.name} ({dtype})")
+                else:
+                    truths.append(truth)
     if not truths:
         raise TaskError(
             f"Task `{task.name}`: its reference gives no usable answer on any hidden case",
             hint="Give `sizes` for which the reference works.",
         )
-    return tuple(truths)
+    return HiddenTruths(truths=tuple(truths), left_out=tuple(left_out))
 
 
 def hidden_cases(task: KernelTask, seed: int) -> Iterator[Case]:
@@ -265,15 +281,13 @@ def _varied(name: str, value: Any, task: KernelTask, generator: random.Random) -
     return value * 2 ** generator.uniform(-1, 1)
 
 
-def _survivors(task: KernelTask, case: Case, seed: int) -> Iterator[CaseTruth]:
-    """The case in every dtype in which it can tell right from wrong."""
-    for dtype in task.dtypes:
-        try:
-            truth = case_truth(task, case, dtype, seed, DRAWN_SLACK)
-        except TaskError:  # the reference does not take these sizes or values
-            continue
-        if all(_tells(truth, number) for number in range(len(truth.truths))):
-            yield truth
+def _surviving(task: KernelTask, case: Case, dtype: str, seed: int) -> CaseTruth | None:
+    """The case in a dtype, if it can tell right from wrong there."""
+    try:
+        truth = case_truth(task, case, dtype, seed, DRAWN_SLACK)
+    except TaskError:  # the reference does not take these sizes or values
+        return None
+    return truth if all(_tells(truth, number) for number in range(len(truth.truths))) else None
 
 
 def _tells(truth: CaseTruth, number: int) -> bool:

@@ -35,7 +35,9 @@ NEIGHBOURS, NEIGHBOURS_OF_LARGE_CASE, LARGE_CASE_ELEMENTS = 6, 2, 1_000_000
 # Limits of cases that nobody has looked at are twice as wide: of some thousand such draws a few exceeded the strict ones
 # by 5 % with an honest kernel. They are there for errors of logic; the public cases bound the noise.
 DRAWN_SLACK = 2.0
-Inputs = tuple[torch.Tensor | None, ...]  # a kernel's tensor arguments; None: an optional one that is not there
+Inputs = tuple[
+    torch.Tensor | None, ...
+]  # a kernel's tensor arguments; None: an optional one that is not there
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,7 +56,9 @@ class CaseTruth:
     case: Case
     dtype: str
     seed: int
-    arrays: tuple[np.ndarray | None, ...]  # the kernel's tensor arguments, floating ones in `dtype`; read-only
+    arrays: tuple[
+        np.ndarray | None, ...
+    ]  # the kernel's tensor arguments, floating ones in `dtype`; read-only
     truths: tuple[torch.Tensor, ...]
     baselines: tuple[torch.Tensor, ...]  # the reference in `dtype`
     alternatives: tuple[tuple[torch.Tensor, ...], ...]  # for each output, other legal answers

@@ -43,6 +43,9 @@ class Verdict:
     )
     facts: Mapping[str, Any] = field(default_factory=dict)
     hidden_seed: int | None = None
+    hidden_left_out: tuple[
+        str, ...
+    ] = ()  # hidden cases on which the reference itself tells nothing: kind and dtype
     cpu_seconds: float = 0.0
     isolation: tuple[str, ...] = ()
 

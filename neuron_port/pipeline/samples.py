@@ -39,8 +39,10 @@ def make_sample(work: Workbench, number: int) -> dict[str, torch.Tensor]:
     for name in names:
         if name in made:
             continue
-        made[name] = picture_values(shapes[name].shape, number) if name == "pixel_values" else _sound(
-            shapes[name].shape, number
+        made[name] = (
+            picture_values(shapes[name].shape, number)
+            if name == "pixel_values"
+            else _sound(shapes[name].shape, number)
         )
     sample = {name: made[name] for name in names}
     if work.family == "sequence to sequence":

@@ -159,9 +159,7 @@ class _Names:
         self.sources = sources
         self.stored = stored
         self.canonical = canonical
-        self.values = {
-            node.name: node.meta["val"] for node in exported.graph.nodes if "val" in node.meta
-        }
+        self.values = {node.name: node.meta["val"] for node in exported.graph.nodes if "val" in node.meta}
 
     def inputs(self) -> tuple[GraphInput, ...]:
         """One record per placeholder that stays an input: weights by their own name, then the step's arguments."""
@@ -196,7 +194,10 @@ class _Names:
             if name in self.stored:
                 yield item, self.canonical(name)
             elif spec_of(self.values[item.arg.name]).size_bytes > LITERAL_LIMIT_BYTES:
-                yield item, f"derived:{name if item.kind is InputKind.BUFFER else self._by_content(name, item)}"
+                yield (
+                    item,
+                    f"derived:{name if item.kind is InputKind.BUFFER else self._by_content(name, item)}",
+                )
 
     def _by_content(self, name: str, item: InputSpec) -> str:
         """A name for a constant that torch numbered: graphs number their own, and a bundle holds those of all graphs."""

@@ -132,6 +132,8 @@ def padded(own: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, batch: i
     That is the first axis of `batch` times its own size (one row; of a picture in patches: all its patches).
     """
     rows = next((axis for axis, size in enumerate(shape) if size == batch * own.shape[axis]), None)
-    full = torch.zeros([own.shape[axis] if axis == rows else size for axis, size in enumerate(shape)], dtype=dtype)
+    full = torch.zeros(
+        [own.shape[axis] if axis == rows else size for axis, size in enumerate(shape)], dtype=dtype
+    )
     full[tuple(slice(0, size) for size in own.shape)] = own.to(dtype)
     return full.repeat([batch if axis == rows else 1 for axis in range(len(shape))])

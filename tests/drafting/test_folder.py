@@ -19,7 +19,7 @@ from neuron_port.parity.recipe_cases import run_case
 from neuron_port.registry import Registry, data_folder, load_recipe, stale_reason
 from neuron_port.task import Source
 from tests.drafting.layer_kernels import GAIN_BESIDE_ONE_NORM, GELU_MLP, LAYER_NORM, SCALED_EMBEDDING, kernel
-from tests.drafting.tiny_models import drafted, provenance, walked
+from tests.drafting.tiny_models import drafted, few_recipes_and, provenance, walked
 
 LAYER = "transformer.h.0.ln_1"
 NAME = "gpt2_layer_norm"
@@ -51,7 +51,7 @@ def test_the_whole_way(tmp_path, model, layer, source, named):
     """Layer, task, kernel, folder, registry: the matcher takes the layer to the draft and its proof passes."""
     made = drafted(model, named)[layer].task
     write_draft(tmp_path, made, kernel(source, made.task.name), provenance())
-    registry = Registry(data_folder("recipes"), tmp_path)
+    registry = few_recipes_and(tmp_path)
     tiny = walked(model, registry)
     for walk in tiny.walks:
         decided = tiny.plan.by_layer(walk.graph)[layer]

@@ -55,7 +55,7 @@ def test_every_name_is_an_identifier_of_its_own(model):
 
 def test_a_taken_name_is_left_alone():
     """A second task that would have the name of an existing recipe gets another."""
-    tiny = walked("gpt2", Registry())
+    tiny = walked("gpt2", few_recipes())
     found = draftable_layers(tiny.walks, tiny.plan, model="gpt2", taken=["gpt2_layer_norm"])
     names = [item.task.task.name for item in found if item.task]
     assert "gpt2_layer_norm" not in names
@@ -75,7 +75,7 @@ def test_a_reference_runs_in_float64_and_without_data():
 
 def test_the_bfloat16_function_rounds_where_the_layer_rounds():
     """In bfloat16 the reference has the bits of Gemma's own norm."""
-    module = walked("gemma2", Registry()).model.model.norm
+    module = walked("gemma2", few_recipes()).model.model.norm
     own = type(module)(48, eps=1e-6).to(torch.bfloat16)
     torch.nn.init.normal_(own.weight)
     x = torch.randn(16, 48).to(torch.bfloat16)
@@ -118,7 +118,7 @@ def test_a_layer_can_be_named_although_it_is_a_container():
 
 def test_a_misspelt_layer_names_its_neighbour():
     """A name that is no layer is refused with the nearest one."""
-    tiny = walked("phi", Registry())
+    tiny = walked("phi", few_recipes())
     with pytest.raises(UsageError) as raised:
         draftable_layers(tiny.walks, tiny.plan, model="phi", names=["model.layers.0.mpl"])
     assert "`model.layers.0.mpl`" in raised.value.message
@@ -201,9 +201,8 @@ def test_layers_that_no_kernel_can_be(module, reason):
 
 def test_a_rounded_constant_is_refused():
     """Gemma's embedding scale of a bfloat16 walk is another number than the float32 model's."""
-    registry = Registry()
-    tiny = walked("gemma2", registry, torch.bfloat16)
-    found = draftable_layers(tiny.walks, tiny.plan, model="gemma2", taken=list(registry))
+    tiny = walked("gemma2", few_recipes(), torch.bfloat16)
+    found = draftable_layers(tiny.walks, tiny.plan, model="gemma2", taken=list(Registry()))
     reasons = {item.layers[0]: item.reason for item in found}
     assert "rounded to" in reasons["model.embed_tokens"]
     assert drafted("gemma2")["model.embed_tokens"].task is not None

@@ -311,7 +311,7 @@ def test_same_draft_in_all_lines_is_tried_once(studio: Studio, tmp_path: Path) -
 
 def right_on_the_hidden_cases_of_the_run() -> str:
     """A kernel that is wrong at one pair of sizes only, which its admission draws and HIDDEN_SEED does not."""
-    usual = {tuple(truth.case.sizes.values()) for truth in hidden_truths(TASK, HIDDEN_SEED)}
+    usual = {tuple(truth.case.sizes.values()) for truth in hidden_truths(TASK, HIDDEN_SEED).truths}
     usual |= {tuple(case.sizes.values()) for case in TASK.cases}
     for tokens, features in itertools.product(range(1, 7), range(1, 9)):
         wrong = (
@@ -319,7 +319,7 @@ def right_on_the_hidden_cases_of_the_run() -> str:
         )
         source = variant("    squares = nl.nd", wrong)
         seed = int(digest(HIDDEN_SEED, source), 16) >> 16
-        drawn = {tuple(truth.case.sizes.values()) for truth in hidden_truths(TASK, seed)}
+        drawn = {tuple(truth.case.sizes.values()) for truth in hidden_truths(TASK, seed).truths}
         if (tokens, features) in drawn - usual:
             return source
     raise AssertionError("every admission draws the sizes of the run")
@@ -592,7 +592,7 @@ def test_hidden_cases_are_in_no_prompt(studio: Studio, tmp_path: Path) -> None:
     ]
     for text in sent:
         assert not any(str(seed) in text for seed in seeds)
-        for truth in hidden_truths(TASK, HIDDEN_SEED):
+        for truth in hidden_truths(TASK, HIDDEN_SEED).truths:
             tokens, features = truth.case.sizes.values()
             if (tokens, features) not in public:
                 assert f"({tokens}, {features})" not in text.replace(f"x.shape == ({tokens}, {features})", "")

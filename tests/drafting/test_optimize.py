@@ -157,7 +157,7 @@ def test_every_kind_of_attempt(studio: Studio, tmp_path: Path) -> None:
     assert result.speedup == pytest.approx(latencies[0] / latencies[1])
     assert result.speedup > 1.5
     assert lessons == ["dead end", "lever"]
-    assert "below the margin" in server.calls[1].last_message  # what was tried is told
+    assert "below the margin" in server.calls[2].last_message  # what was tried is told
     (run,) = list_runs(tmp_path)
     assert "1.6 optimize: " in story_text(read_story(run))
     assert story_text(read_story(run)).count("ADMITTED") == 1
@@ -185,7 +185,7 @@ def test_gain_below_the_margin(studio: Studio, tmp_path: Path) -> None:
     options = OptimizeOptions(directions=1, rounds=5, margin=0.99)
     with ScriptedServer(Author({"optimize": in_turn(fenced(blocked(16)), fenced(GOOD))})) as server:
         result = studio.run(server, tmp_path, options)
-    assert purposes(server) == ["optimize", "optimize"]
+    assert purposes(server) == ["probe", "optimize", "optimize"]
     assert result.after is result.before
     assert result.outcome == "2 rounds in a row brought nothing"
     assert result.speedup == 1.0
@@ -203,9 +203,9 @@ def test_budget_that_ends_in_a_round(studio: Studio, tmp_path: Path) -> None:
     """What was accepted before the budget ended in the same round is kept, admitted and returned."""
     author = Author({"optimize": by_number(fenced(blocked(16)), fenced(GOOD)), "review": ACCEPTED})
     with ScriptedServer(author) as server:
-        result = studio.run(server, tmp_path, OptimizeOptions(directions=2), limits=BudgetLimits(calls=3))
+        result = studio.run(server, tmp_path, OptimizeOptions(directions=2), limits=BudgetLimits(calls=4))
     assert purposes(server).count("review") == 1
-    assert "The budget of the run is used up: 3 calls of 3 calls spent" in result.outcome
+    assert "The budget of the run is used up: 4 calls of 4 calls spent" in result.outcome
     assert "--budget-calls" in result.notice
     assert result.after is not result.before
     assert result.after.verdict.stage == "admitted"
@@ -226,6 +226,14 @@ def by_number(*replies: str) -> Callable[[Call], str]:
         return known[text]
 
     return reply
+
+
+def test_wrong_key_is_found_by_the_probe(studio: Studio, tmp_path: Path) -> None:
+    """An endpoint that refuses is met by the probe alone: nothing is asked of it, and nothing is graded for it."""
+    with ScriptedServer(Author({"probe": out_of_quota()})) as server:
+        with pytest.raises(LanguageModelError, match="quota"):
+            studio.run(server, tmp_path)
+        assert purposes(server) == ["probe"]
 
 
 def test_wrong_kernel_to_start_from(studio: Studio, tmp_path: Path) -> None:
@@ -251,11 +259,11 @@ def test_goes_on_after_a_failing_endpoint(studio: Studio, tmp_path: Path) -> Non
             studio.run(server, tmp_path, options)
         result = studio.run(server, tmp_path, options)
         assert result.after.source == GOOD
-        assert purposes(server) == ["optimize", "review", "review", "optimize", "review"]
+        assert purposes(server) == ["probe", "optimize", "review", "review", "optimize", "review"]
         assert max(server.delivered.values()) == 1
         again = studio.run(server, tmp_path, options, replay=True)
         assert (again.after.source, again.ledger) == (result.after.source, result.ledger)
-        assert len(server.calls) == 5
+        assert len(server.calls) == 6
 
 
 def test_reviewer_sees_no_words_of_the_author(studio: Studio, tmp_path: Path) -> None:

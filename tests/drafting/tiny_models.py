@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,22 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
+# Few, so that these models have layers left that people draft kernels for.
+SERVED = ("gated_mlp", "residual_add")
+
+
+@functools.cache
+def few_recipes() -> Registry:
+    """Some of the recipes of this checkout."""
+    every = Registry()
+    return Registry.of(*(every[name] for name in SERVED))
+
+
+def few_recipes_and(folder: Path) -> Registry:
+    """Some of the recipes of this checkout, and the drafts of a folder."""
+    return Registry.of(*few_recipes().values(), *Registry(folder).values())
+
+
 @dataclass(frozen=True)
 class Tiny:
     model: PreTrainedModel
@@ -67,10 +84,9 @@ def walked(name: str, registry: Registry, dtype: torch.dtype = torch.float32) ->
 
 @functools.cache
 def drafted(name: str, layers: tuple[str, ...] | None = None) -> dict[str, DraftableLayer]:
-    """What the recipes of this checkout leave to draft, by the name of the first layer."""
-    registry = Registry()
-    tiny = walked(name, registry)
-    found = draftable_layers(tiny.walks, tiny.plan, model=name, taken=list(registry), names=layers)
+    """What a few recipes of this checkout leave to draft, by the name of the first layer."""
+    tiny = walked(name, few_recipes())
+    found = draftable_layers(tiny.walks, tiny.plan, model=name, taken=list(Registry()), names=layers)
     by_layer: dict[str, DraftableLayer] = {}
     for item in found:  # attention has two tasks under one name: prefill's is first
         by_layer.setdefault(item.layers[0], item)

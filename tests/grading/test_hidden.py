@@ -35,7 +35,7 @@ def test_sizes_are_legal_new_and_affordable(name, seed):
 
 def test_the_seed_decides_everything():
     """The same seed draws the same cases and values, another seed others."""
-    one, again, other = (hidden_truths(RMS_NORM, seed) for seed in (4, 4, 5))
+    one, again, other = (hidden_truths(RMS_NORM, seed).truths for seed in (4, 4, 5))
     assert [truth.case for truth in one] == [truth.case for truth in again]
     assert [truth.sha256 for truth in one] == [truth.sha256 for truth in again]
     assert {truth.sha256["inputs"] for truth in one}.isdisjoint(truth.sha256["inputs"] for truth in other)
@@ -55,14 +55,17 @@ def test_an_epsilon_is_varied_and_other_numbers_are_not():
 
 
 def test_cases_that_the_task_does_not_survive_are_left_out():
-    """exp of large values overflows in the reference itself: no candidate is tried on them."""
+    """exp of large values overflows in the reference itself: no candidate is tried on them, and they are named."""
 
     def exponential(x):
         return x.exp()
 
-    names = {truth.case.name for truth in hidden_truths(make_task(exponential, name="exponential"), 0)}
+    drawn = hidden_truths(make_task(exponential, name="exponential"), 0)
+    names = {truth.case.name for truth in drawn.truths}
     assert "hidden: outliers" not in names
     assert "hidden: tiny values" in names
+    assert "hidden: outliers (float32)" in drawn.left_out
+    assert not any("tiny values" in name for name in drawn.left_out)
 
 
 def test_a_task_without_sizes_keeps_those_of_its_cases():

@@ -166,10 +166,10 @@ def test_a_mistake_in_a_reference_is_not_taken_for_a_misfit(registry, monkeypatc
 def test_a_module_called_with_two_shapes_is_decided_twice(registry):
     """A norm that is called again with fewer rows, behind its own kernel, has a decision for either signature."""
     model = tiny()
+    program = programs_of(model, GraphShapes(batch=1, buckets=(8,), cache_length=16))[0]
     norm, shared = model.model.norm, model.model.layers[0].input_layernorm
     whole = norm.forward
     norm.forward = lambda x: torch.cat((whole(x[:, :1]), shared(x[:, 1:])), dim=1)
-    program = programs_of(model, GraphShapes(batch=1, buckets=(8,), cache_length=16))[0]
     found = walk(model, "tiny", program)
     plan = match([found], registry, target="trn2", generation="gen3", parameters=[])
     calls = [layer for layer in found.graph.layers if layer.name == "model.layers.0.input_layernorm"]

@@ -41,7 +41,11 @@ def gemma() -> Any:
 @pytest.mark.parametrize(
     ("config", "left", "served"),
     [
-        (gpt2_with_a_rare_activation, {"LaplaceActivation"}, {"embedding", "attention", "layer_norm", "linear"}),
+        (
+            gpt2_with_a_rare_activation,
+            {"LaplaceActivation"},
+            {"embedding", "attention", "layer_norm", "linear"},
+        ),
         (gemma, set(), {"embedding", "rms_norm", "linear", "attention", "rope", "rope_table", "gated_mlp"}),
         pytest.param(gpt2, set(), {"layer_norm", "linear", "mlp", "residual_add"}, marks=pytest.mark.slow),
         pytest.param(qwen2, set(), {"linear", "rms_norm", "gated_mlp"}, marks=pytest.mark.slow),

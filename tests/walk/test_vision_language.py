@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks import zoo
-from benchmarks.zoo import Entry
-from benchmarks.zoo.entry import IMAGE, IMAGE_TOKEN, text_settings
 from neuron_port.checkpoint import build_skeleton
 from neuron_port.errors import CheckpointError, UsageError
 from neuron_port.parity.model import check_outputs, run_oracle
@@ -26,6 +25,14 @@ from neuron_port.walk.families import family_of, programs_of
 from neuron_port.walk.families.vision_language import picture_of, prompt_with_picture
 from neuron_port.walk.known_values import KnownValues
 from neuron_port.walk.program import GraphShapes
+from neuron_port.walk.walker import walk
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+if str(BENCHMARKS) not in sys.path:
+    sys.path.append(str(BENCHMARKS))  # where the zoo's package stands
+
+import zoo  # noqa: E402
+from zoo.entry import IMAGE, IMAGE_TOKEN, Entry, text_settings  # noqa: E402
 
 BUCKET, SLOTS = 32, 40
 TEXTS = {"model_type": "llama", **text_settings()}
@@ -87,6 +94,7 @@ def _sample(skeleton: PreTrainedModel) -> dict[str, torch.Tensor]:
     }
 
 
+@cache
 def _session(name: str, batch: int = 1) -> Session:
     """The model's graphs, exported without data, with its weights."""
     skeleton, state = _skeleton(name), _model(name).state_dict()
@@ -116,7 +124,12 @@ def _cases(name: str, sample: Mapping[str, torch.Tensor], session: Session) -> l
     return [*prefill, *decode]
 
 
-@pytest.mark.parametrize("name", sorted(ENTRIES))
+SLOW = {"internvl", "mistral3"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in sorted(ENTRIES)]
+)
 def test_graphs_of_a_model_that_sees_answer_as_transformers(name: str) -> None:
     """Prefill with a picture, padded to its bucket, and decode give transformers' logits and caches."""
     assert family_of(_skeleton(name)) == "vision language"
@@ -141,8 +154,21 @@ def test_another_picture_or_other_places_are_told_from_the_truth(name: str, chan
 
 def test_every_row_of_a_batch_has_its_picture() -> None:
     """In a graph of two rows the patches of both pictures follow each other, and the answer stays the same."""
-    session = _session("qwen2_5_vl", batch=2)
-    assert [case.name for case in _cases("qwen2_5_vl", _sample(_skeleton("qwen2_5_vl")), session) if not case.passed] == []
+    name = "qwen2_5_vl"
+    cases = _cases(name, _sample(_skeleton(name)), _session(name, batch=2))
+    assert [case.name for case in cases if not case.passed] == []
+
+
+def test_a_module_called_with_different_words_is_a_layer_for_each() -> None:
+    """The tables of sliding and of full attention come from one module, and are told apart by name and signature."""
+    skeleton = _skeleton("gemma3")
+    shapes = GraphShapes(batch=1, buckets=(BUCKET,), cache_length=SLOTS)
+    layers = walk(skeleton, "revision", programs_of(skeleton, shapes)[0]).graph.layers
+    tables = {
+        layer.name.partition("#")[2]: layer.signature for layer in layers if "rotary_emb#" in layer.name
+    }
+    assert set(tables) == {"full_attention", "sliding_attention"}
+    assert len(set(tables.values())) == 2
 
 
 def test_a_picture_that_leaves_no_place_for_text_is_refused() -> None:

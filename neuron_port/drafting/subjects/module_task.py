@@ -35,12 +35,53 @@ def module_task(
 ) -> LayerTask:
     """A class as a layer: its parameters become tensors of the kernel, its forward's inputs are those given by -i."""
     place = f"`{path}:{kind.__name__}`"
+    module = _made(kind, path, settings, place)
+    free = _free_size(kind, specs, sizes, place)
+    _check_order(kind, specs, place)
+    wishes = [1] if free is None else [nearest(sizes[free], wish) for wish in MODULE_TOKENS]
+    calls = [_call_with(module, specs, sizes, free, tokens) for tokens in wishes]
+    layers = [describe(call, None, 0) for call in calls]
+    try:
+        made = layer_task(
+            layers[0],
+            calls[0],
+            name=snake_case(kind.__name__),
+            other=None if free is None else layers[1],
+            tokens=wishes[0],
+            domain=None if free is None else sizes[free],
+        )
+    except NotDraftableError as error:
+        raise UsageError(f"{place} {error.message}", hint="A kernel takes and returns tensors.") from error
+    text = path.read_text(encoding="utf-8")
+    found = find_license(text, path)
+    own = Source(language="pytorch", text=inspect.getsource(kind), origin=path.name, license=found.identifier)
+    return replace(made, task=replace(made.task, sources=(own, *sources)))
+
+
+def _made(
+    kind: type[torch.nn.Module], path: Path, settings: Mapping[str, Any], place: str
+) -> torch.nn.Module:
+    """The module, with random parameters: fresh ones of zero or one would hide that they are left out."""
     try:
         module = kind(**settings).eval().requires_grad_(False)
     except Exception as error:  # the class is the user's
         raise UsageError(
             f"{failed_at(error, path)} (making {place})", hint="Its constructor's arguments: -s NAME=VALUE."
         ) from error
+    fill = random_parameters(torch.Generator().manual_seed(3))
+    for name, parameter in module.named_parameters():
+        parameter.data = fill(name, parameter)
+    return module
+
+
+def _free_size(
+    kind: type[torch.nn.Module], specs: Sequence[InputSpec], sizes: Mapping[str, Size], place: str
+) -> str | None:
+    """The size that varies, if one does.
+
+    Raises:
+        UsageError: there are no inputs, or several sizes vary.
+    """
     if not specs:
         parameters = list(inspect.signature(kind.forward).parameters)[1:]
         raise UsageError(
@@ -52,42 +93,28 @@ def module_task(
         raise UsageError(
             f"{place}: the sizes {' and '.join(free)} are free, a module may have one", hint="Fix the others."
         )
-    fill = random_parameters(torch.Generator().manual_seed(3))
-    for name, parameter in module.named_parameters():
-        parameter.data = fill(name, parameter)
-    calls = []
-    tokens_of_calls = [nearest(sizes[free[0]], wish) for wish in MODULE_TOKENS] if free else [1]
-    for tokens in tokens_of_calls:
-        values = {name: tokens if name in free else size.least for name, size in sizes.items()}
-        kwargs = {spec.name: _meta(spec, values) for spec in specs}
-        call = Call(
-            name=kind.__name__,
-            operation="module",
-            module=module,
-            owner=kind.__name__,
-            function=module.forward,
-            args=tuple(kwargs.values()),
-            kwargs={},
-            attributes=plain_attributes(module),
-        )
-        calls.append(call)
-    _check_order(kind, specs, place)
-    layers = [describe(call, None, 0) for call in calls]
-    try:
-        made = layer_task(
-            layers[0],
-            calls[0],
-            name=snake_case(kind.__name__),
-            other=layers[1] if free else None,
-            tokens=tokens_of_calls[0],
-            domain=sizes[free[0]] if free else None,
-        )
-    except NotDraftableError as error:
-        raise UsageError(f"{place} {error.message}", hint="A kernel takes and returns tensors.") from error
-    text = path.read_text(encoding="utf-8")
-    found = find_license(text, path)
-    own = Source(language="pytorch", text=inspect.getsource(kind), origin=path.name, license=found.identifier)
-    return replace(made, task=replace(made.task, sources=(own, *sources)))
+    return free[0] if free else None
+
+
+def _call_with(
+    module: torch.nn.Module,
+    specs: Sequence[InputSpec],
+    sizes: Mapping[str, Size],
+    free: str | None,
+    tokens: int,
+) -> Call:
+    """A call of the module with `tokens` for the free size, on the meta device."""
+    values = {name: tokens if name == free else size.least for name, size in sizes.items()}
+    return Call(
+        name=type(module).__name__,
+        operation="module",
+        module=module,
+        owner=type(module).__name__,
+        function=module.forward,
+        args=tuple(_meta(spec, values) for spec in specs),
+        kwargs={},
+        attributes=plain_attributes(module),
+    )
 
 
 def _meta(spec: InputSpec, sizes: Mapping[str, int]) -> torch.Tensor:

@@ -44,7 +44,11 @@ _RESERVED = re.compile(r"(image|video|audio|vision|boi|eoi)_.*(id|index)|vision_
 LARGEST_SIDE_PIXELS = 448  # of a picture whose size is ours to choose
 GRID = "image_grid_thw"  # frames, rows and columns of patches, of each picture
 SIZES = "image_sizes"  # height and width of each picture in pixels
-_MISFITS = (ValueError, RuntimeError, TypeError)  # what a model's own code makes of a picture of the wrong shape
+_MISFITS = (
+    ValueError,
+    RuntimeError,
+    TypeError,
+)  # what a model's own code makes of a picture of the wrong shape
 
 
 @dataclass(frozen=True, kw_only=True)
