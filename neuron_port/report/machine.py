@@ -7,8 +7,8 @@ from typing import Any, Unpack
 
 from neuron_port.report.cases import Worst, margin
 from neuron_port.report.coverage import Coverage, PlanRow
-from neuron_port.report.gaps import gaps
 from neuron_port.report.embeddings import plain_detail
+from neuron_port.report.gaps import gaps
 from neuron_port.report.numbers import plain_json
 from neuron_port.report.open_questions import open_questions
 from neuron_port.report.proofs import Proof, failures, proofs, verdict

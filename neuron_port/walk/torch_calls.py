@@ -31,6 +31,8 @@ class TorchCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor.__getitem__:
+            args = (args[0], sliced(args[1]))
         state = self.state
         if state.place not in self.composite:
             return func(*args, **kwargs)
@@ -49,6 +51,21 @@ class TorchCalls(TorchFunctionMode):
             if isinstance(value, (int, float, str)) and operation != "add"
         }
         return state.call_function(state.numbered(operation), operation, func, args, kwargs, attributes)
+
+
+def sliced(index: Any) -> Any:
+    """An index with slices in place of lists of neighbours, `x[:, [-2]]`.
+
+    torch makes a tensor of a list, on the device of what is indexed: on the meta device its values would be lost.
+    """
+    if isinstance(index, tuple):
+        return tuple(map(sliced, index))
+    if not isinstance(index, list) or not index or not all(type(item) is int for item in index):
+        return index
+    first, last = index[0], index[-1]
+    if index != list(range(first, last + 1)) or first < 0 <= last:
+        return index
+    return slice(first, None if last == -1 else last + 1)
 
 
 def _torch_operation(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
