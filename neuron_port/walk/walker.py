@@ -73,7 +73,9 @@ class _Recorder:
         result = call.run()
         if _is_view(call, result):
             return result  # dropout, identity, flatten: nothing is computed
-        layer = describe(call, result, self.counter.get_total_flops() - flops_before)
+        flops = self.counter.get_total_flops() - flops_before
+        with torch._C.DisableTorchFunction():  # looking at a parameter's shape is no use of it by the model
+            layer = describe(call, result, flops)
         self.layers[place] = layer
         self.calls.setdefault(layer.signature, call)
         return result

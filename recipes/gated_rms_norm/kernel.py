@@ -17,8 +17,8 @@ def gated_rms_norm(x, gate, gamma, eps, gate_first, groups=1, function="silu"):
 
     Args:
         x: [T, H] @ HBM, float32 or bfloat16. Any T; H up to 8192.
-        gate: [T, H] @ HBM, dtype of x.
-        gamma: [H] @ HBM, dtype of x.
+        gate: [T, H] @ HBM, dtype of x or narrower.
+        gamma: [H] @ HBM, dtype of x or narrower.
         eps: added to the mean square; a Python float.
         gate_first: multiply by the gate before normalising (Mamba 2) or after (gated delta nets).
         groups: of H / groups features each, normalised by themselves.
@@ -28,7 +28,8 @@ def gated_rms_norm(x, gate, gamma, eps, gate_first, groups=1, function="silu"):
     """
     tokens, hidden = x.shape
     assert hidden % groups == 0, f"gated_rms_norm: {hidden} features do not divide into {groups} groups"
-    assert gamma.dtype == x.dtype, "gated_rms_norm: gamma must have the dtype of x"
+    fits = gamma.dtype == x.dtype or x.dtype == nl.float32
+    assert fits, "gated_rms_norm: gamma must have the dtype of x, or a narrower one beside float32"
     out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
     rows = min(tokens, P)
     gamma_sbuf = nl.ndarray((rows, hidden), dtype=gamma.dtype, buffer=nl.sbuf)
@@ -42,7 +43,7 @@ def gated_rms_norm(x, gate, gamma, eps, gate_first, groups=1, function="silu"):
         last = first + parts * each
         shape = (parts, each, hidden)
         x_sbuf = nl.ndarray(shape, dtype=x.dtype, buffer=nl.sbuf)
-        gate_sbuf = nl.ndarray(shape, dtype=x.dtype, buffer=nl.sbuf)
+        gate_sbuf = nl.ndarray(shape, dtype=gate.dtype, buffer=nl.sbuf)
         nisa.dma_copy(dst=x_sbuf, src=x[first:last, :].reshape(shape))
         nisa.dma_copy(dst=gate_sbuf, src=gate[first:last, :].reshape(shape))
         open_gate = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)

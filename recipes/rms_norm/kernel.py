@@ -19,7 +19,7 @@ def rms_norm(x, gamma=None, eps=1e-6, offset=0.0):
 
     Args:
         x: [T, H] @ HBM, float32 or bfloat16. Any T; H up to 16384.
-        gamma: [H] @ HBM, dtype of x, or None for no gain.
+        gamma: [H] @ HBM, dtype of x or narrower, or None for no gain.
         eps: added to the mean square; a Python float.
         offset: added to gamma; 1.0 for layers that keep their gain as 1 + w (Gemma).
     Returns: [T, H] @ HBM, dtype of x.
@@ -27,7 +27,8 @@ def rms_norm(x, gamma=None, eps=1e-6, offset=0.0):
     rounding is within the noise of both.
     """
     if gamma != None:  # noqa: E711 (the NKI compiler has no `is`)
-        assert gamma.dtype == x.dtype, "rms_norm: gamma must have the dtype of x"
+        fits = gamma.dtype == x.dtype or x.dtype == nl.float32
+        assert fits, "rms_norm: gamma must have the dtype of x, or a narrower one beside float32"
     tokens, hidden = x.shape
     out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
     eps_sbuf = nl.ndarray((P, 1), dtype=nl.float32, buffer=nl.sbuf)

@@ -76,6 +76,7 @@ RECIPE = Recipe(
     operation="module",
     bind=bind,
     forward=forward,
+    mixed_dtypes=True,  # a residual stream kept in float32 beside 16-bit weights (Mamba)
     sequence_axes=(-2,),
     inputs=inputs,
     flops=flops,
