@@ -132,7 +132,9 @@ class SandboxedOperator(KernelOperator):
         return self._worker.hold(array)
 
     def _run(self, tensors: list[Any], options: dict[str, Any]) -> tuple[np.ndarray, ...]:
-        while tensors and tensors[-1] is None:  # what crosses to the worker are arrays; its own default is None
+        while (
+            tensors and tensors[-1] is None
+        ):  # what crosses to the worker are arrays; its own default is None
             tensors.pop()
         return self._worker.call(tensors, options)
 

@@ -307,7 +307,9 @@ class GraphSpec:
     batch: int
     sequence_length: int  # prefill: tokens of the bucket; decode: 1
     cache_length: int  # key/value slots
-    fills_bucket: bool = False  # prompts must have exactly `sequence_length` tokens: a recurrence runs on into padding
+    fills_bucket: bool = (
+        False  # prompts must have exactly `sequence_length` tokens: a recurrence runs on into padding
+    )
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphOutput, ...]
 

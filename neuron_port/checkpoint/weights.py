@@ -45,9 +45,7 @@ class WeightReader:
             )
         return home
 
-    def get(
-        self, name: str, dtype: torch.dtype = torch.float32, *, first: int | None = None
-    ) -> torch.Tensor:
+    def get(self, name: str, dtype: torch.dtype = torch.float32, *, first: int | None = None) -> torch.Tensor:
         """A fresh tensor with the weight's values, converted to `dtype` if it is a floating-point one.
 
         first: only so many along the first axis (of a mixture's weights: experts); the rest is never in memory.

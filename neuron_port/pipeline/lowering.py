@@ -80,9 +80,7 @@ def lower_all(
     return lowered, all_reused
 
 
-def lower_one(
-    work: Workbench, plan: Plan, number: int, dtype: torch.dtype
-) -> tuple[LoweredGraph, bool]:
+def lower_one(work: Workbench, plan: Plan, number: int, dtype: torch.dtype) -> tuple[LoweredGraph, bool]:
     graph = plan.graphs[number]
     ships = dtype is work.dtype
     key = digest(

@@ -35,7 +35,9 @@ def bind(call: Any) -> tuple[Binding, ...] | None:
     scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0))
     table = {"table": WeightSource(name="weight")}
     common = {"offset": int(offset), "scale": float(scale)}
-    looked_up = [Binding(weights=table, attributes={"argument": place} | common) for place in reversed(places)]
+    looked_up = [
+        Binding(weights=table, attributes={"argument": place} | common) for place in reversed(places)
+    ]
     if offset:  # learned positions may be counted by the module itself
         looked_up.append(Binding(weights=table, attributes={"argument": None} | common))
     return tuple(looked_up)

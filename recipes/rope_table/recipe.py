@@ -133,9 +133,7 @@ def inputs(sizes: Mapping[str, int], draw: Any) -> tuple[Any, ...]:
     """positions [A, T] below M; frequencies [A, F] from 1 down, each of one axis."""
     axes, tokens, count = sizes["A"], sizes["T"], sizes["F"]
     base = np.float32(draw.integers(5_000, 500_000, (1,))[0])
-    falling = np.float32(1.0) / base ** (
-        np.arange(count, dtype=np.float32) / np.float32(count)
-    )
+    falling = np.float32(1.0) / base ** (np.arange(count, dtype=np.float32) / np.float32(count))
     owner = np.arange(count) % axes
     frequencies = np.where(owner[None, :] == np.arange(axes)[:, None], falling[None, :], 0).astype(np.float32)
     return draw.integers(0, sizes["M"], (axes, tokens)), frequencies
