@@ -86,7 +86,9 @@ def consumed_parameters(walks: list[Walk], matches: tuple[Match, ...]) -> set[st
         if layer.name in decided
         for parameter in layer.parameters
     }
-    return of_layers.union(*(walk.touched for walk in walks))
+    used = of_layers.union(*(walk.touched for walk in walks))
+    homes = {home for walk in walks for name, home in walk.tied.items() if name in used}
+    return used | homes
 
 
 def _add(decisions: dict[str, Match], decided: Match, name: str) -> None:

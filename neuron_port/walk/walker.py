@@ -26,11 +26,13 @@ class Walk:
     """A layer graph, and for each signature the first call that had it (on the skeleton: shapes without values).
 
     `touched`: parameters that the code between the layers reads itself (class tokens, scales).
+    `tied`: parameters that transformers ties -> the one whose values they have. On a skeleton they are two tensors.
     """
 
     graph: LayerGraph
     calls: Mapping[str, Call]
     touched: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,9 @@ def walk(model: PreTrainedModel, checkpoint_revision: str, program: Program) -> 
         layers=tuple(layer for layer in recorder.layers if layer is not None),
         flops=recorder.counter.get_total_flops(),
     )
-    return Walk(graph=graph, calls=recorder.calls, touched=touched())
+    return Walk(
+        graph=graph, calls=recorder.calls, touched=touched(), tied=dict(model.all_tied_weights_keys or {})
+    )
 
 
 @dataclass

@@ -175,3 +175,49 @@ def test_a_module_called_with_two_shapes_is_decided_twice(registry):
     calls = [layer for layer in found.graph.layers if layer.name == "model.layers.0.input_layernorm"]
     assert [layer.inputs[0].shape[1] for layer in calls] == [8, 7]
     assert {match.signature for match in plan.matches} >= {layer.signature for layer in calls}
+
+
+def norm_bindings(registry, *eps_factors):
+    """A `bind` for rms_norm that offers its own binding with these factors on epsilon, in order."""
+    own = registry["rms_norm"].recipe.bindings
+
+    def bind(call):
+        found = own(call)
+        return tuple(
+            replace(found[0], attributes=found[0].attributes | {"eps": found[0].attributes["eps"] * factor})
+            for factor in eps_factors
+            if found
+        )
+
+    return bind
+
+
+def test_bindings_are_tried_in_order(registry):
+    """Of several bindings the first that the probe agrees with is taken, whatever stands before it."""
+    _, by_layer = decide(tiny(), changed(registry, "rms_norm", bind=norm_bindings(registry, 1e4, 1, 1)))
+    assert by_layer["model.norm"].recipe == "rms_norm"
+    assert by_layer["model.norm"].attributes["eps"] == pytest.approx(TINY_LLAMA["rms_norm_eps"])
+
+
+def test_bindings_that_are_all_wrong_are_refused(registry):
+    """No binding agrees: the layer goes to the compiler, and the reason has the nearest one's difference."""
+    _, by_layer = decide(tiny(), changed(registry, "rms_norm", bind=norm_bindings(registry, 1e4, 1e5)))
+    refused = by_layer["model.norm"]
+    assert refused.decision == "compiler"
+    assert "rms_norm computes something else: relative difference" in refused.reason
+
+
+def test_parameters_that_nothing_uses_are_reported(registry):
+    """A parameter that no layer and no code reads is named; a tied one counts under each of its names."""
+    from transformers import BertConfig
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = BertConfig(vocab_size=64, **sizes)
+    config.architectures = ["BertForMaskedLM"]
+    model = build_skeleton(config, torch.float32)
+    model.bert.encoder.forgotten = torch.nn.Linear(3, 3, device="meta")
+    shapes = GraphShapes(batch=1, buckets=(8,), cache_length=16)
+    walks = [walk(model, "tiny", program) for program in programs_of(model, shapes)]
+    parameters = [name for name, _ in model.named_parameters()]
+    plan = match(walks, registry, target="trn2", generation="gen3", parameters=parameters)
+    assert plan.unused_parameters == ("bert.encoder.forgotten.bias", "bert.encoder.forgotten.weight")

@@ -143,3 +143,75 @@ def test_a_full_cache_is_refused(session):
         running.advance(1)
     with pytest.raises(UsageError, match="fills all 32 cache slots"):
         running.advance(1)
+
+
+class TestPictures:
+    """A residual network: convolutions whose weights are laid out anew, and running statistics that are buffers."""
+
+    @pytest.fixture(scope="class")
+    def network(self):
+        from transformers import ResNetConfig, ResNetModel
+
+        torch.manual_seed(2)
+        config = ResNetConfig(
+            embedding_size=6, hidden_sizes=[8], depths=[1], num_channels=3, layer_type="basic"
+        )
+        config.image_size = 16
+        model = ResNetModel(config).eval().requires_grad_(False)
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0)
+            elif tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.normal_(1.0, 0.3)
+        return model
+
+    @pytest.fixture(scope="class")
+    def graph(self, network, registry):
+        from neuron_port.checkpoint import build_skeleton
+        from neuron_port.walk.walker import walk
+
+        register(registry)
+        config = network.config
+        config.architectures = ["ResNetModel"]
+        skeleton = build_skeleton(config, torch.float32)
+        shapes = GraphShapes(batch=1, buckets=(16,), cache_length=16)
+        (program,) = programs_of(skeleton, shapes)
+        walked = walk(skeleton, "tiny", program)
+        names = [name for name, _ in skeleton.named_parameters()]
+        plan = match([walked], registry, target="trn2", generation="gen3", parameters=names)
+        return export_graph(
+            skeleton,
+            lambda model: programs_of(model, shapes)[0],
+            plan.by_layer(walked.graph),
+            registry,
+            stored=skeleton.state_dict(),
+            canonical=str,
+        )
+
+    def test_weights_say_how_they_are_laid_out_and_buffers_are_weights(self, graph):
+        """A convolution's weight is permuted as its recipe wants it; running statistics have the checkpoint's names."""
+        inputs = {item.name: item for item in graph.spec.inputs}
+        kernel = inputs["embedder.embedder.convolution.weight"]
+        assert kernel.role == "weight"
+        assert kernel.transform.startswith("permute:")
+        assert sorted(kernel.spec.shape) == sorted((6, 3, 7, 7))
+        assert kernel.spec.shape != (6, 3, 7, 7)
+        statistics = [item for name, item in inputs.items() if name.endswith(("running_mean", "running_var"))]
+        assert statistics
+        assert all(item.role == "weight" and item.source == item.name for item in statistics)
+        assert graph.derived == {}
+
+    def test_the_graph_computes_what_the_model_does(self, graph, network):
+        """Interpreted with the model's own tensors, the graph gives transformers' own features."""
+        stored = network.state_dict()
+        runner = GraphRunner(graph, WeightBank(lambda name, dtype: stored[name].to(dtype)))
+        picture = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected = network(picture)
+        outputs, states = runner([picture], [])
+        assert states == []
+        named = dict(zip([item.name for item in graph.spec.outputs], outputs, strict=True))
+        torch.testing.assert_close(
+            named["last_hidden_state"], expected.last_hidden_state, rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(named["pooler_output"], expected.pooler_output, rtol=1e-4, atol=1e-5)

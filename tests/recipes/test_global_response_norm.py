@@ -8,7 +8,7 @@ from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2GRN
 
 from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.registry import data_folder, load_recipe
-from neuron_port.walk.cutpoints import Call
+from neuron_port.walk.calls import Call
 
 FOUND = load_recipe(data_folder("recipes") / "global_response_norm")
 
