@@ -7,11 +7,12 @@ READY := $(VENV)/.ready
 # The products in the tests are small: two workers gain more than two threads.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test check lint types format bench clean help
+.PHONY: demo test test-long check lint types format bench clean help
 
 help:
 	@echo "make demo    convert SmolLM2-135M end to end and prove it (main job)"
 	@echo "make test    run the tests"
+	@echo "make test-long  run those that take minutes: every zoo architecture through the lowering"
 	@echo "make check   linters and type checker"
 	@echo "make bench   benchmarks, side by side with what one would use instead"
 
@@ -26,6 +27,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
+
+test-long: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m long
 
 check: lint types
 

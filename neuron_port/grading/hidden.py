@@ -143,18 +143,26 @@ def _draw_sizes(
         base = generator.choice(bases)
         free = {name: task.sizes[name] for name in base.sizes if name in task.sizes}
         sizes = {**base.sizes, **choose(free, base, task, generator)}
-        while not limits.allow(sizes, base) and (sizes := _smaller(sizes, free)):
+        kept = {name for name in free if choose is _beyond and sizes[name] > _shown(name, task)}
+        while not limits.allow(sizes, base) and (sizes := _smaller(sizes, free, kept)):
             pass
         if sizes and sizes not in seen:
             return base, sizes
     return None
 
 
-def _smaller(sizes: dict[str, int], free: Mapping[str, Size]) -> dict[str, int]:
-    """The sizes with the one that is furthest above its least cut by a third; {} when all are at their least."""
-    name = max(free, key=lambda name: sizes[name] / free[name].least)
-    reduced = _fit(sizes[name] * 2 // 3, free[name])
-    return {**sizes, name: reduced} if reduced < sizes[name] else {}
+def _smaller(sizes: dict[str, int], free: Mapping[str, Size], kept: set[str]) -> dict[str, int]:
+    """The sizes with the one that is furthest above its least cut by a third; {} when all are at their least.
+
+    Those in `kept` are cut when nothing else can be.
+    """
+    reduced = {name: _fit(sizes[name] * 2 // 3, size) for name, size in free.items()}
+    can = [name for name in free if reduced[name] < sizes[name]]
+    first = [name for name in can if name not in kept] or can
+    if not first:
+        return {}
+    name = max(first, key=lambda name: sizes[name] / free[name].least)
+    return {**sizes, name: reduced[name]}
 
 
 def _fit(value: int, size: Size) -> int:

@@ -128,7 +128,7 @@ RECIPE = Recipe(
         _case("two partial chunks, uneven", "tail", B=1, S=133, K=1, H=3, D=20, E=10),
         _case("one token", "tail", B=1, S=1, K=2, H=4, D=16, E=16),
         _case("three tokens from a state", "tail", B=1, S=3, K=1, H=2, D=128, E=128, warm=1),
-        _case("from a state", "tail", B=1, S=70, K=2, H=4, D=24, E=40, warm=1),
+        _case("from a state", "ordinary", B=1, S=70, K=2, H=4, D=24, E=40, warm=1),
         _case("keys all alike", "stress", style="constant rows", B=1, S=128, K=2, H=4, D=32, E=32),
         _case("clustered keys", "stress", style="clustered", B=1, S=128, K=2, H=4, D=32, E=32),
         _case("small values", "stress", scale=1e-2, B=1, S=64, K=2, H=4, D=16, E=16),

@@ -133,7 +133,7 @@ RECIPE = Recipe(
         _case("two partial chunks, uneven", "tail", B=1, S=133, H=3, D=20, G=1, N=10),
         _case("one token", "tail", B=1, S=1, H=4, D=16, G=1, N=16),
         _case("many states", "tail", B=1, S=40, H=2, D=16, G=1, N=200),
-        _case("from a state", "tail", B=1, S=30, H=4, D=48, G=2, N=24, warm=1),
+        _case("from a state", "ordinary", B=1, S=30, H=4, D=48, G=2, N=24, warm=1),
         _case("bare", "tail", B=1, S=50, H=4, D=8, G=4, N=6, bare=1),
         _case("small values", "stress", scale=0.05, B=1, S=64, H=4, D=16, G=1, N=16),
         _case("large values", "stress", scale=10.0, B=1, S=64, H=4, D=16, G=1, N=16),

@@ -58,11 +58,14 @@ def token_axes(call: Any) -> tuple[int | None, ...]:
 
 
 def inputs(sizes: Mapping[str, int], draw: Any) -> tuple[Any, ...]:
-    """key, value, decay, first, numerator, denominator, maximum; the last three only where `sizes` says `warm`."""
+    """key, value, decay, first, numerator, denominator, maximum; the last three only where `sizes` says `warm`.
+
+    Keys are exponents: one of 90 alone costs exp 90 roundings, whoever computes it, so none beyond 20 is drawn.
+    """
     batch, channels = sizes["B"], sizes["C"]
     tokens = (batch, sizes["S"], channels)
     tensors = (
-        draw.normal(tokens),
+        draw.normal(tokens).clip(-20, 20),
         draw.normal(tokens),
         draw.weight((1, channels))[0],
         draw.weight((1, channels))[0],
@@ -70,7 +73,7 @@ def inputs(sizes: Mapping[str, int], draw: Any) -> tuple[Any, ...]:
     if not sizes.get("warm"):
         return (*tensors, None, None, None)
     held = (batch, channels)
-    return (*tensors, draw.normal(held), abs(draw.normal(held)) + 0.5, draw.normal(held))
+    return (*tensors, draw.normal(held), abs(draw.normal(held)) + 0.5, draw.normal(held).clip(-20, 20))
 
 
 def flops(*shapes: Any) -> int:

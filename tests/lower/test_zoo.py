@@ -26,7 +26,7 @@ QUICK = ("deepseek_v2", "mixtral", "resnet", "llava")
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ZOO]
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in ZOO]
 )
 def test_architecture_equals_transformers(name: str) -> None:
     """Every tensor of the plain forward is within 1e-5 of its largest element, and lint has nothing against it."""

@@ -15,7 +15,8 @@ import torch
 from neuron_port.execution import SandboxedOperator, SimulatedOperator, simulated_operator
 from neuron_port.parity.recipe_cases import run_case
 from neuron_port.registry import RegisteredRecipe, Registry
-from neuron_port.sandbox.job import SandboxLimits
+from neuron_port.sandbox.job import KernelCall, SandboxJob, SandboxLimits
+from neuron_port.sandbox.run import run_job
 from neuron_port.sandbox.worker import SandboxWorker
 from neuron_port.simulator import ConstraintError, SimulatorError
 from tests.sandbox.kernels import KERNEL, X, with_lines
@@ -35,6 +36,41 @@ def test_a_held_array_is_sent_once() -> None:
         np.testing.assert_array_equal(worker.call([held], {})[0], 2 * X)
         np.testing.assert_array_equal(worker.call([X + 1], {})[0], 2 * X + 2)
         np.testing.assert_array_equal(worker.call([held], {})[0], 2 * X)
+
+
+ADDS = """
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+
+@nki.jit
+def add_twice(x, first=None, second=None):
+    out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+    x_sbuf = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=x_sbuf, src=x)
+    for other in (first, second):
+        if other is not None:
+            other_sbuf = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.sbuf)
+            nisa.dma_copy(dst=other_sbuf, src=other)
+            nisa.tensor_tensor(dst=x_sbuf, data1=x_sbuf, data2=other_sbuf, op=nl.add)
+    nisa.dma_copy(dst=out, src=x_sbuf)
+    return out
+"""
+
+
+def test_an_optional_tensor_that_is_not_there_is_none() -> None:
+    """The arguments keep their places, held or sent, whichever is missing; a job's calls have them likewise."""
+    inputs: list[list[np.ndarray | None]] = [[X, None, X + 1], [X, X + 1, None], [X, None, None]]
+    expected = [2 * X + 1, 2 * X + 1, X]
+    with SandboxWorker(ADDS, "add_twice") as worker:
+        for arrays, right in zip(inputs, expected, strict=True):
+            np.testing.assert_array_equal(worker.call(arrays, {})[0], right)
+        np.testing.assert_array_equal(worker.call([worker.hold(X), None, X + 1], {})[0], expected[0])
+    calls = tuple(KernelCall(arrays=tuple(arrays)) for arrays in inputs)
+    outcome = run_job(SandboxJob(source=ADDS, entry_point="add_twice", calls=calls))
+    for call, right in zip(outcome.calls, expected, strict=True):
+        np.testing.assert_array_equal(call.outputs[0], right)
 
 
 def test_errors_are_those_of_the_simulator() -> None:

@@ -128,7 +128,7 @@ SLOW = {"internvl", "mistral3"}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in sorted(ENTRIES)]
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in SLOW)) for name in sorted(ENTRIES)]
 )
 def test_graphs_of_a_model_that_sees_answer_as_transformers(name: str) -> None:
     """Prefill with a picture, padded to its bucket, and decode give transformers' logits and caches."""
