@@ -80,9 +80,9 @@ def call(module: torch.nn.Module, dtype: str = "int64") -> SimpleNamespace:
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 def test_bind_reads_a_table(dtype: str) -> None:
     """An embedding called with integer ids is bound to its weight as it lies in the checkpoint."""
-    binding = RECIPE.recipe.bind(call(torch.nn.Embedding(9, 4), dtype))
-    assert binding is not None
+    (binding,) = RECIPE.recipe.bindings(call(torch.nn.Embedding(9, 4), dtype))
     assert binding.weights["table"].transform == "none"
+    assert binding.attributes == {"argument": 0, "offset": 0, "scale": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -103,4 +103,17 @@ def test_forward_speaks_the_layers_convention() -> None:
     """Around the reference, `forward` equals torch's own layer on int64 ids of any shape."""
     layer = torch.nn.Embedding(9, 4)
     ids = torch.tensor([[1, 8, 0], [2, 2, 7]])
-    assert torch.equal(RECIPE.recipe.forward(RECIPE.reference, {"table": layer.weight}, {}, ids), layer(ids))
+    plain = {"argument": 0, "offset": 0, "scale": 1.0}
+    forward, weights = RECIPE.recipe.forward, {"table": layer.weight}
+    assert torch.equal(forward(RECIPE.reference, weights, plain, ids), layer(ids))
+    past_two = plain | {"offset": 2}
+    assert torch.equal(forward(RECIPE.reference, weights, past_two, ids % 7), layer(ids % 7 + 2))
+
+
+def test_places_that_the_module_counts_itself() -> None:
+    """Without ids among the arguments the places are counted, after as many as the second argument says."""
+    layer = torch.nn.Embedding(9, 4)
+    counted = {"argument": None, "offset": 2, "scale": 1.0}
+    hidden = torch.zeros(1, 3, 4)
+    found = RECIPE.recipe.forward(RECIPE.reference, {"table": layer.weight}, counted, hidden, 2)
+    assert torch.equal(found, layer(torch.tensor([[4, 5, 6]])))

@@ -43,6 +43,7 @@ class Model(PreTrainedModel):
         super().__init__(config)
         self.mixer = Mixer()
         self.unused = torch.nn.Linear(WIDTH, WIDTH)
+        self.post_init()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.mixer(x)
