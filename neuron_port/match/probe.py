@@ -162,7 +162,8 @@ def index_limit(call: Call) -> int:
     if call.operation != "module" or call.module is None:
         return 2
     parameters = list(call.module.parameters())
-    return int(parameters[0].shape[0]) if parameters else 2
+    kept = getattr(call.module, "offset", 0)  # rows that a table of positions keeps for itself
+    return int(parameters[0].shape[0]) - int(kept if isinstance(kept, int) else 0) if parameters else 2
 
 
 def probe(call: Call, recipe: Recipe, reference: Callable[..., Any], binding: Binding) -> dict[str, float]:

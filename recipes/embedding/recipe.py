@@ -82,6 +82,7 @@ RECIPE = Recipe(
     operation="module",
     bind=bind,
     forward=forward,
+    mixed_dtypes=True,  # a mask in float32 may stand beside the ids and tells nothing but its shape
     sequence_axes=(-1,),
     inputs=inputs,
     flops=flops,
