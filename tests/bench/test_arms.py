@@ -190,10 +190,10 @@ def test_unknown_arms_are_refused(names: tuple[str, ...], sentence: str) -> None
 
 
 def test_the_recipe_that_solves_a_task_is_found_by_what_it_computes() -> None:
-    """A matrix product hides the recipe of linear layers; softmax, which no recipe computes, hides none."""
+    """A matrix product hides the recipes of linear layers and of products; a softmax its own, and no other."""
     matmul, softmax, rms_norm = load_suite(["matmul", "softmax", "rms_norm"])
-    assert recipes_that_solve(matmul.task) == ("linear",)
-    assert recipes_that_solve(softmax.task) == ()
+    assert recipes_that_solve(matmul.task) == ("linear", "matmul")
+    assert recipes_that_solve(softmax.task) == ("softmax",)
     assert recipes_that_solve(rms_norm.task) == ("rms_norm",)
 
 
