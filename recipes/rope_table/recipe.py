@@ -38,7 +38,7 @@ def bind(call: Any) -> tuple[Binding, ...] | None:
         return None
     shape = positions[0].shape
     weights = {"inv_freq": WeightSource(name=name)}
-    fixed = {"scaling": float(scaling)}
+    fixed = {"scaling": float(scaling), "keeps_float32": keeps_float32(call)}
     return (
         tuple(
             Binding(weights=weights, attributes=fixed | variant)
@@ -46,6 +46,15 @@ def bind(call: Any) -> tuple[Binding, ...] | None:
         )
         or None
     )
+
+
+def keeps_float32(call: Any) -> bool:
+    """Whether the tables stay in float32 beside 16-bit activations, as OLMo 2 has them: seen on the call itself."""
+    if not any(spec.dtype in ("bfloat16", "float16") for spec in call.inputs):
+        return False
+    result = call.function(*call.args, **call.kwargs)
+    first = result[0] if isinstance(result, (tuple, list)) else result
+    return bool(first.element_size() == 4)
 
 
 def buffer_name(module: Any, words: list[str]) -> str | None:
@@ -103,7 +112,7 @@ def forward(
     cos, sin = cos.reshape(*tokens, -1), sin.reshape(*tokens, -1)
     if layout == "complex":
         return torch.complex(cos, sin)
-    if kind == AXIAL or like is None:  # tables of pictures stay in float32
+    if kind == AXIAL or like is None or attributes.get("keeps_float32"):  # tables of pictures stay in float32
         return cos, sin
     return cos.to(like.dtype), sin.to(like.dtype)
 
