@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "neuron_port"
 ROWS = [
     {"cli"},
     {"contributing"},
-    {"pipeline", "environments"},
+    {"pipeline", "environments", "serving", "preflight", "deploy"},
     {"bench"},
     {"drafting"},
     {"lower", "build", "report", "grading"},
@@ -24,7 +24,7 @@ ROWS = [
     {"walk", "execution"},
     {"sandbox"},
     {"checkpoint", "profiling"},
-    {"registry", "store", "simulator", "llm"},
+    {"registry", "store", "simulator", "llm", "instances"},
     {"lockfile", "task"},
     {"recipe"},
     {"types"},

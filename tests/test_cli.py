@@ -217,7 +217,7 @@ def test_the_cure_for_a_short_cache_is_a_cure(tiny_llama_folder: Path, store_fol
     """The hint names the sizes that are just enough: one token less than refused passes the check."""
     from neuron_port.checkpoint import resolve
     from neuron_port.pipeline.options import complete_options
-    from neuron_port.pipeline.preflight import check_prompts
+    from neuron_port.pipeline.refusals import check_prompts
     from neuron_port.pipeline.workbench import Workbench
     from neuron_port.store import Store
 

@@ -12,7 +12,7 @@ from neuron_port.contributing.records import Check, Say, judged
 from neuron_port.match.matcher import match
 from neuron_port.parity.kernel import verify_layer
 from neuron_port.pipeline.options import complete_options
-from neuron_port.pipeline.preflight import within_positions
+from neuron_port.pipeline.refusals import within_positions
 from neuron_port.pipeline.workbench import Workbench, oracle_name
 from neuron_port.registry import RegisteredRecipe, Registry
 from neuron_port.store import Store

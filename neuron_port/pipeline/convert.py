@@ -28,7 +28,7 @@ from neuron_port.pipeline.lowering import LoweredGraph, lower_all
 from neuron_port.pipeline.options import ConvertOptions
 from neuron_port.pipeline.oracle import all_oracles
 from neuron_port.pipeline.planning import Plan, make_plan
-from neuron_port.pipeline.preflight import check_output, check_positions, check_prompts, within_positions
+from neuron_port.pipeline.refusals import check_output, check_positions, check_prompts, within_positions
 from neuron_port.pipeline.sequence_proof import SequenceProof
 from neuron_port.pipeline.workbench import Workbench
 from neuron_port.report import Conversion, LiveView, StageRecord, write_html

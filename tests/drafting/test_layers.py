@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from neuron_port.drafting.subjects.calling import NotDraftableError, attempt
 from neuron_port.drafting.subjects.layers import draftable_layers
 from neuron_port.errors import UsageError
 from neuron_port.registry import Registry
@@ -125,18 +126,26 @@ def test_a_misspelt_layer_names_its_neighbour():
     assert "model.layers.0.mlp" in str(raised.value.hint)
 
 
-@pytest.mark.parametrize(
-    ("model", "layer", "reason"),
-    [
-        ("phi", "model.rotary_emb", "no table says how large"),
-        ("opt", "model.decoder.embed_positions", "fails on random inputs: IndexError"),
-    ],
-)
-def test_what_cannot_be_drafted_says_why(model, layer, reason):
-    """Tables that nobody bounds and layers that fail are named with a sentence, never an exception."""
-    found = drafted(model)[layer]
+def test_integers_that_nothing_bounds_are_not_drafted():
+    """A layer that is given positions which no table bounds is named with a sentence, never an exception."""
+    found = drafted("phi")["model.rotary_emb"]
     assert found.task is None
-    assert reason in found.reason
+    assert "no table says how large" in found.reason
+
+
+def test_a_layer_that_fails_says_what_it_raised():
+    """Whatever a layer's own code raises on random inputs becomes a reason, never an exception of ours."""
+
+    def refuse(_x):
+        raise IndexError("no such row")
+
+    with pytest.raises(NotDraftableError, match="fails on random inputs: IndexError: no such row"):
+        attempt(refuse, torch.zeros(1))
+
+
+def test_positions_below_a_table_are_drawn_from_its_rows():
+    """OPT looks positions up in a table of its own: ids are drawn below its rows, so it can be drafted."""
+    assert drafted("opt")["model.decoder.embed_positions"].task is not None
 
 
 def test_a_layer_with_state_is_refused():
@@ -184,7 +193,7 @@ class _Turning(torch.nn.Module):
 )
 def test_layers_that_no_kernel_can_be(module, reason):
     """State, shapes that depend on values, and complex numbers are refused by name."""
-    from neuron_port.drafting.subjects.layers import NotDraftableError, layer_task
+    from neuron_port.drafting.subjects.layers import layer_task
     from neuron_port.walk.walker import describe
 
     x = torch.randn(16, 8)
