@@ -63,8 +63,10 @@ def verify_layer(
     cases: list[CaseResult] = []
     for dtype in dtypes:
         operator = simulated_operator(found, target)
-        for answers in _all_answers(subject, operator, wanted, dtype):
+        answered, refused = _all_answers(subject, operator, wanted, dtype)
+        for answers in answered:
             cases.extend(_judge(subject, answers, dtype))
+        not_proven += [f"{title}, {dtype_name(dtype)}: {reason}" for title, reason in refused.items()]
     return ParityReport(
         subject=f"{found.name} · {layer.module_class} · {layer.signature}",
         oracle=oracle,
@@ -87,8 +89,8 @@ class _Answers:
 
 def _all_answers(
     subject: _Subject, operator: KernelOperator, wanted: list[Problem], dtype: torch.dtype
-) -> list[_Answers]:
-    """Every problem by the truth, then by the layer in `dtype`, then by the kernel.
+) -> tuple[list[_Answers], dict[str, str]]:
+    """Every problem by the truth, then by the layer in `dtype`, then by the kernel; and tails that the layer refused.
 
     In that order because each needs the weights in another form, and one form at a time is enough: the head of an
     8-billion-parameter model is 4 GiB in float64.
@@ -98,7 +100,8 @@ def _all_answers(
     exact = torch.float64 if is_fine else torch.float32
     count = NEIGHBOURS if subject.layer.flops < LARGE_LAYER_FLOPS else NEIGHBOURS_OF_LARGE_LAYER
     module = subject.module(exact, dtype)
-    wanted = [problem for problem in wanted if _runs(subject, module, problem, exact, dtype)]
+    refusals = {problem.name: _refusal(subject, module, problem, exact, dtype) for problem in wanted}
+    wanted = [problem for problem in wanted if not refusals[problem.name]]
     nearby = [[neighbour(problem, dtype, seed) for seed in range(count)] for problem in wanted]
     truths = [subject.run(module, problem, exact, dtype) for problem in wanted]
     truths_nearby = [[subject.run(module, near, exact, dtype) for near in group] for group in nearby]
@@ -110,7 +113,7 @@ def _all_answers(
     }
     del module
     operator.share_weights(weights.values())
-    return [
+    answers = [
         _Answers(
             problem=problem,
             truths=truths[n],
@@ -123,6 +126,7 @@ def _all_answers(
         )
         for n, problem in enumerate(wanted)
     ]
+    return answers, {name: reason for name, reason in refusals.items() if reason}
 
 
 def _kept(stored: TensorSpec, shown: torch.Tensor | None) -> int | None:
@@ -130,21 +134,21 @@ def _kept(stored: TensorSpec, shown: torch.Tensor | None) -> int | None:
     return shown.shape[0] if shown is not None and tuple(shown.shape) != stored.shape else None
 
 
-def _runs(
+def _refusal(
     subject: _Subject,
     module: torch.nn.Module | None,
     problem: Problem,
     compute: torch.dtype,
     rounded: torch.dtype,
-) -> bool:
-    """Whether the layer itself takes the problem: a norm over places refuses a tail of one."""
+) -> str:
+    """Why the layer itself does not take a tail, or "": a norm over places refuses one of a single place."""
     if problem.kind != "tail":
-        return True
+        return ""
     try:
         subject.run(module, problem, compute, rounded)
-    except (ValueError, RuntimeError):
-        return False
-    return True
+    except (ValueError, RuntimeError) as error:
+        return f"the layer itself refuses it: {' '.join(str(error).split()[:20])}"
+    return ""
 
 
 class _Subject:

@@ -248,3 +248,24 @@ def test_sine_is_right_at_every_turn() -> None:
     angles = (positions[0].astype(np.float32)[:, None] * frequencies).astype(np.float64)
     np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=3e-7)
     np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_rotary_tables_keep_the_dtype_of_the_model(keeps):
+    """OLMo 2's tables stay in float32 beside bfloat16 activations; Llama's are cast: seen on the call itself."""
+
+    class Tables(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("inv_freq", 1.0 / 10_000 ** (torch.arange(0, 16, 2) / 16))
+
+        def forward(self, x, position_ids):
+            angles = position_ids[..., None].float() * self.inv_freq
+            angles = torch.cat((angles, angles), -1)
+            tables = angles.cos(), angles.sin()
+            return tables if keeps else tuple(table.to(x.dtype) for table in tables)
+
+    x, positions = torch.zeros(1, 4, 16, dtype=torch.bfloat16), torch.arange(4)[None]
+    bindings = RECIPES["rope_table"].recipe.bindings(call_of(Tables().to("meta"), x, positions))
+    assert bindings
+    assert all(binding.attributes["keeps_float32"] is keeps for binding in bindings)
