@@ -52,7 +52,16 @@ def keeps_float32(call: Any) -> bool:
     """Whether the tables stay in float32 beside 16-bit activations, as OLMo 2 has them: seen on the call itself."""
     if not any(spec.dtype in ("bfloat16", "float16") for spec in call.inputs):
         return False
-    result = call.function(*call.args, **call.kwargs)
+    import torch
+    from torch.utils._pytree import tree_map
+
+    device = next(call.module.buffers()).device  # computed buffers have values where parameters have none
+
+    def moved(item: Any) -> Any:
+        return torch.zeros_like(item, device=device) if torch.is_tensor(item) else item
+
+    args, kwargs = tree_map(moved, (call.args, dict(call.kwargs)))
+    result = call.function(*args, **kwargs)
     first = result[0] if isinstance(result, (tuple, list)) else result
     return bool(first.element_size() == 4)
 
