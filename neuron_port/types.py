@@ -57,10 +57,23 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvertedTensor:
+    """What transformers makes a module's tensor of, where the files do not hold it as it is.
+
+    `operations` are transformers' own, in order ("MergeModulelist(dim=0)"); none: only the name differs.
+    """
+
+    made_of: tuple[str, ...]
+    operations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model on local disk: configuration, tokenizer and, unless `random_weights`, safetensors files.
 
-    `directory` is in Hugging Face layout. `weights` maps checkpoint tensor names to specs; values are read lazily.
+    `directory` is in Hugging Face layout. `weights` maps the modules' tensor names to specs; values are read lazily.
+    `converted` has those of them that are not in the files under this name and in this shape. A quantised one
+    is made of another, `unquantized`: `weights` has the quantised tensors, and `quantized` names their layers.
     """
 
     name: str
@@ -72,6 +85,10 @@ class Checkpoint:
     weights: Mapping[str, TensorSpec]
     random_weights: bool
     license: str | None = None
+    converted: Mapping[str, ConvertedTensor] = field(default_factory=dict)
+    weight_format: str | None = None  # "int8" or "fp8": linear layers are quantised
+    quantized: Mapping[str, str] = field(default_factory=dict)  # layer -> transform of its weight to [N, K]
+    unquantized: Checkpoint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +275,50 @@ def _limit_share(case: CaseResult) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptCost:
+    """How far a quantised model is from the unquantised one on one prompt; `places` are the tokens compared.
+
+    `metrics`: kl_mean, kl_max, top1_agreement, equal_greedy_tokens, greedy_tokens, perplexity, perplexity_quantized; of
+    models that answer in one pass relative_error and cosine (parity/quantization_cost.py).
+    """
+
+    name: str
+    places: int
+    metrics: Mapping[str, float]
+    reference_text: str = ""
+    quantized_text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationCost:
+    """What a weight format costs and saves. No limit belongs to it: the proofs are of the quantised model."""
+
+    weight_format: str
+    unit: str  # "prompt" or "sample"
+    oracle: str
+    layers: int
+    quantized_parameters: int
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+    prompts: tuple[PromptCost, ...]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Means over the prompts of what all of them have: of perplexity geometric ones, of kl_max the largest."""
+        every = [cost.metrics for cost in self.prompts]
+        names = [name for name in every[0] if all(name in metrics for metrics in every)]
+        values = {name: [metrics[name] for metrics in every] for name in names}
+        found = {name: sum(of_prompts) / len(of_prompts) for name, of_prompts in values.items()}
+        for name, of_prompts in values.items():
+            if name == "kl_max":
+                found[name] = max(of_prompts)
+            elif name.startswith("perplexity"):
+                found[name] = math.exp(sum(map(math.log, of_prompts)) / len(of_prompts))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifiedKernel:
     """A kernel together with the report that proves it. Construction fails otherwise."""
 
@@ -278,14 +339,63 @@ class VerifiedKernel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Which part of a checkpoint's tensor (before any `transform`) each of several tensor-parallel ranks holds.
+
+    `axis` is cut into `blocks` equal blocks (gate and up of a fused projection), each block into `units` equal units.
+    Of every block a rank has its share of the units; where there are fewer units than ranks (key/value heads), one
+    unit, the same as its neighbours. With `axis` None rank 0 has the whole tensor and the others zeros: what is added
+    to every rank's part of a sum counts once.
+    """
+
+    ranks: int
+    axis: int | None
+    blocks: int = 1
+    units: int = 1
+
+    @property
+    def copies(self) -> int:
+        """How many ranks hold the same part."""
+        return 1 if self.axis is None else max(1, self.ranks // self.units)
+
+    def part(self, rank: int) -> int:
+        """A number that ranks of equal parts share."""
+        return min(rank, 1) if self.axis is None else rank // self.copies
+
+    def local_size(self, size: int) -> int:
+        """What a rank has of an axis of `size`."""
+        return size * self.copies // self.ranks
+
+    def ranges(self, size: int, rank: int) -> tuple[tuple[int, int], ...]:
+        """(start, stop) along an axis of `size` for each block of what `rank` holds."""
+        share = self.local_size(size) // self.blocks
+        start = self.part(rank) * share
+        block = size // self.blocks
+        return tuple(
+            (number * block + start, number * block + start + share) for number in range(self.blocks)
+        )
+
+    def local_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a rank's part of a tensor of `shape`."""
+        if self.axis is None:
+            return shape
+        return (*shape[: self.axis], self.local_size(shape[self.axis]), *shape[self.axis + 1 :])
+
+
+@dataclass(frozen=True, kw_only=True)
 class GraphInput:
-    """One parameter of a graph, in order. `weight` is read from `source` through `transform`; `state` is aliased."""
+    """One parameter of a graph, in order. `weight` is read from `source` through `transform`; `state` is aliased.
+
+    Of a graph that several ranks run, `spec` is one rank's and `shard` says which part of the whole it is: of the
+    checkpoint's tensor for weights, of the model's own state for states. None: every rank has all of it.
+    """
 
     name: str
     role: Literal["weight", "input", "state"]
     spec: TensorSpec
     source: str | None = None  # weights: the checkpoint's tensor name, or "derived:<name>"
     transform: str = "none"  # that of WeightSource
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +422,11 @@ class GraphSpec:
     )
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphOutput, ...]
+
+    @property
+    def ranks(self) -> int:
+        """How many tensor-parallel ranks run it, a core each."""
+        return max((item.shard.ranks for item in self.inputs if item.shard is not None), default=1)
 
 
 def digest(*parts: Any) -> str:

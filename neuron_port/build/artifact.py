@@ -16,8 +16,10 @@ class GraphFiles:
 
     Attributes:
         spec: the graph's interface, in the order of the HLO's parameters and results.
-        hlo: HloModuleProto whose verified kernels are custom calls `neuron_port.<kernel>`.
-        reference_hlo: the same graph with references inlined: what was executed here, and what needs no NKI.
+        hlo: HloModuleProto whose verified kernels are custom calls `neuron_port.<kernel>`, each with its
+            reference as the computation that it calls.
+        reference_hlo: the same graph with the references in their place (`finishing.hlo_edit`): what was executed
+            here, and what needs no NKI.
         lint: JSON of what is known about the graph before any compilation.
     """
 

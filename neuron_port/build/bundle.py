@@ -15,6 +15,7 @@ from neuron_port.build import finishing
 from neuron_port.build.artifact import Artifact, GraphFiles
 from neuron_port.build.finishing.files import MANIFEST, SCHEMA_VERSION, sha256_of
 from neuron_port.build.finishing.hlo import HloError, entry_parameters, placeholders
+from neuron_port.build.finishing.hlo_edit import without_kernels
 from neuron_port.build.finishing.tables import MINIMUM_COMPILER, MINIMUM_NKI, TARGETS
 from neuron_port.build.kernels import write_kernels
 from neuron_port.build.manifest import (
@@ -28,16 +29,18 @@ from neuron_port.build.manifest import (
 )
 from neuron_port.build.plan import INSTANCE_TYPES, LOGICAL_CORE_SIZE, build_plan
 from neuron_port.build.report import Parity, check_parity, write_parity
+from neuron_port.build.sharded_weights import ranks_of
 from neuron_port.build.storage import keep_neffs, replacing, write_arrays, write_json
 from neuron_port.build.weights import WeightsMode, write_weights
 from neuron_port.errors import LoweringError, UsageError
-from neuron_port.types import Checkpoint, GraphSpec, MatchPlan, VerifiedKernel
+from neuron_port.types import Checkpoint, GraphSpec, MatchPlan, QuantizationCost, VerifiedKernel, to_json
 
 _HERE = Path(__file__).parent
 # Everything that Hugging Face tools read beside the weights.
 HUGGING_FACE_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
     "vocab*", "merges.txt", "chat_template*", "preprocessor_config.json", "LICENSE*",
+    "modules.json", "*_Pooling/config.json",
 )  # fmt: skip
 
 
@@ -50,6 +53,7 @@ def write_bundle(
     kernels: Sequence[VerifiedKernel],
     recipe_folders: Mapping[str, Path],
     parity: Parity,
+    quantization_cost: QuantizationCost | None = None,
     golden: Mapping[str, Mapping[str, np.ndarray]],
     target: str,
     dtype: str,
@@ -62,6 +66,7 @@ def write_bundle(
 
     Args:
         parity: reports by side: "kernels", "graphs", "model". A side that is absent is recorded as not run.
+        quantization_cost: of a quantised checkpoint, what was measured beside the unquantised one.
         golden: graph id -> arrays by the graph's own input and output names: every input except
             weights (state that is absent starts as zeros) and the outputs' float32 references.
         weights: "copy", "link" or "reference" (weights.lock.json only).
@@ -81,7 +86,9 @@ def write_bundle(
         graph_entries = [_write_graph(folder, graph, kernel_entries) for graph in graphs]
         for graph, arrays in golden.items():
             write_arrays(folder / "parity" / "golden" / f"{graph}.safetensors", arrays)
-        parity_entry = write_parity(folder / "parity", parity, title=checkpoint.name)
+        parity_entry = write_parity(
+            folder / "parity", parity, title=checkpoint.name, quantization_cost=quantization_cost
+        )
         weights_entry = write_weights(
             folder / "weights", destination=destination, checkpoint=checkpoint, mode=weights,
             derived=derived_weights, graphs=graphs, source=source,
@@ -95,6 +102,7 @@ def write_bundle(
                 checkpoint, source=source, dtype=dtype, config_sha256=sha256_of(folder / "config.json")
             ),
             graphs=graph_entries, weights=weights_entry, parity=parity_entry, provenance=provenance(stages),
+            ranks=ranks_of([graph.spec for graph in graphs]),
         )  # fmt: skip
         placed = {} if weights == "reference" else {f"weights/{entry['name']}": entry["sha256"]
                                                     for entry in weights_entry["files"]}  # fmt: skip
@@ -115,7 +123,7 @@ def _manifest(
         "tool": tool_entry(),
         "model": entries["model"],
         "target": {
-            "chip": target, "lnc": LOGICAL_CORE_SIZE[target], "tp": 1,
+            "chip": target, "lnc": LOGICAL_CORE_SIZE[target], "tp": entries["ranks"],
             "instance_types": list(INSTANCE_TYPES[target]),
         },
         "graphs": entries["graphs"],
@@ -186,7 +194,7 @@ def interface(spec: GraphSpec) -> dict[str, Any]:
         "inputs": [
             {"name": item.name, "role": item.role, "dtype": item.spec.dtype, "shape": item.spec.shape,
              "source": (item.source or item.name) if item.role == "weight" else item.source,
-             "transform": item.transform}
+             "transform": item.transform, "shard": to_json(item.shard)}
             for item in spec.inputs
         ],
         "outputs": [
@@ -221,6 +229,7 @@ def _check_hlo(graph: GraphFiles, kernels: Mapping[str, str]) -> list[str]:
                     f"they differ from parameter {first} on"
                 )
         calls, left = placeholders(graph.hlo), placeholders(graph.reference_hlo)
+        twin = without_kernels(graph.hlo)
     except HloError as error:
         raise LoweringError(f"{name}: the HLO cannot be read: {error}") from error
     if left:
@@ -231,6 +240,11 @@ def _check_hlo(graph: GraphFiles, kernels: Mapping[str, str]) -> list[str]:
                 f"{name} calls kernel `{call.kernel}` with a source that is not among the verified ones",
                 hint="Lower the graph again with the kernels that were verified.",
             )
+    if twin != graph.reference_hlo:
+        raise LoweringError(
+            f"{name}: graph.ref.hlo.pb is not graph.hlo.pb with its kernels' references in their place",
+            hint="Make it with `without_kernels`: finishing leaves single kernels to the compiler that way.",
+        )
     return sorted({call.kernel for call in calls})
 
 
@@ -239,7 +253,9 @@ def _copy_hugging_face_files(checkpoint: Checkpoint, folder: Path) -> None:
     for pattern in HUGGING_FACE_FILES:
         for path in sorted(directory.glob(pattern)):
             if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+                target = folder / path.relative_to(directory)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", checkpoint.config)
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Turns a portable neuron bundle into compiled NEFFs, and checks them on a device when there is one.
 
-    python build/finish.py --target inf2|trn1|trn2 [--kernels auto|on|off] [--jobs N] [--dry-run]
+    python build/finish.py --target inf2|trn1|trn2 [--engine hlo|trace] [--kernels auto|on|off] [--jobs N] [--dry-run]
+    python build/finish.py --status
 
 Standard library only, Python 3.10 or newer: it runs inside the bundle, without neuron-port; its parts lie
-beside it in `finishing/`. The same file is also run by two other interpreters, because the `nki` and `nrtpy`
-wheels cannot share an environment: as `finish.py _kernel` in the NKI environment (--nki-python) and as
-`finish.py _device` in the nrtpy environment (--nrtpy-python).
+beside it in `finishing/`. The same file is also run by other interpreters, because the `nki` and `nrtpy`
+wheels cannot share an environment and torch_neuronx has one of its own: as `finish.py _kernel` in the NKI
+environment (--nki-python), as `finish.py _device` in the nrtpy environment (--nrtpy-python), and as
+`finish.py _trace` and `finish.py _check_traced` in that of torch_neuronx (--torch-python).
 
 What was finished stays finished: a NEFF whose key and hash are right is skipped, so the same command
 continues an interrupted or failed run.

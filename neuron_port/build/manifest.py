@@ -81,6 +81,7 @@ def model_entry(checkpoint: Checkpoint, *, source: str, dtype: str, config_sha25
     return {
         "id": checkpoint.name, "source": source, "revision": checkpoint.revision,
         "architecture": checkpoint.architecture, "task": task, "dtype": dtype,
+        "weight_format": checkpoint.weight_format or dtype,
         "params": sum(spec.size for spec in checkpoint.weights.values()), "config_sha256": config_sha256,
         "license": checkpoint.license,
     }  # fmt: skip

@@ -55,8 +55,9 @@ def build_plan(specs: Sequence[GraphSpec], *, target: str, dtype: str) -> dict[s
         "target": target,
         "dtype": dtype,
         "input": {
-            "graph.hlo.pb": "kernels are placeholder custom calls: finish.py compiles them with nki first",
-            "graph.ref.hlo.pb": "the compiler-lowered twin: the same function, no kernel, no nki needed",
+            "graph.hlo.pb": "kernels are placeholder custom calls, each with its reference: finish.py puts in "
+            "what nki made of the kernel, or the reference",
+            "graph.ref.hlo.pb": "the compiler-lowered twin: the reference everywhere, no nki needed",
         },
         "requires": {
             "neuronx-cc": f">={MINIMUM_COMPILER[0]}.{MINIMUM_COMPILER[1]}",
@@ -85,7 +86,10 @@ def build_plan(specs: Sequence[GraphSpec], *, target: str, dtype: str) -> dict[s
 
 def _kernels_rule(chip: str) -> str:
     if chip == "trn2":
-        return f"on when nki {MINIMUM_NKI[0]}.{MINIMUM_NKI[1]} or newer is importable, otherwise the twin"
+        return (
+            f"on when nki {MINIMUM_NKI[0]}.{MINIMUM_NKI[1]} or newer is importable, otherwise the twin; "
+            "a kernel that fails is left to the compiler, the others stay"
+        )
     return "off: AWS's documents disagree on NKI for this chip; --kernels on tries them"
 
 

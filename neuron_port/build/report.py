@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neuron_port.build.quantization_page import cost_entry, cost_page
 from neuron_port.build.storage import finite, write_json
 from neuron_port.errors import ParityError
-from neuron_port.types import CaseResult, ParityReport
+from neuron_port.types import CaseResult, ParityReport, QuantizationCost
 
 SIDES = {
     "kernels": "kernel = reference",
@@ -38,11 +39,15 @@ def check_parity(parity: Parity) -> None:
                 )
 
 
-def write_parity(folder: Path, parity: Parity, *, title: str) -> dict[str, Any]:
+def write_parity(
+    folder: Path, parity: Parity, *, title: str, quantization_cost: QuantizationCost | None = None
+) -> dict[str, Any]:
     """Write `folder` (the bundle's parity/) and return the manifest's `parity` entry."""
     folder.mkdir(parents=True, exist_ok=True)
     sides = {side: _summary(parity[side]) for side in SIDES if parity.get(side)}
-    write_json(folder / "report.json", {"summary": sides, "reports": parity})
+    cost = cost_entry(quantization_cost)
+    record = {"summary": sides, "reports": parity}
+    write_json(folder / "report.json", record | ({"quantization_cost": cost} if cost else {}))
     reports = [report for side in SIDES for report in parity.get(side, ())]
     summary = {
         "oracle": sorted({report.oracle for report in reports}),
@@ -51,8 +56,10 @@ def write_parity(folder: Path, parity: Parity, *, title: str) -> dict[str, Any]:
         "not_run": [side for side in SIDES if side not in sides],
         "sides": sides,
         "not_proven": sorted({sentence for report in reports for sentence in report.not_proven}),
+        "quantization_cost": cost,
     }
-    (folder / "report.md").write_text(_page(title, summary, parity), encoding="utf-8")
+    page = _page(title, summary, parity) + cost_page(quantization_cost)
+    (folder / "report.md").write_text(page, encoding="utf-8")
     return summary
 
 

@@ -1,4 +1,11 @@
-"""Puts a checkpoint's weights into a bundle: copied, linked, or named in a lock file."""
+"""Puts a checkpoint's weights into a bundle: copied, linked, or named in a lock file.
+
+Where the checkpoint's tensors are not those of the modules (made_weights.py), a copy is written anew under the
+modules' names, and its own files stay away; links and references keep the files, and only what differs is written.
+Quantised weights are derived; a copy then leaves out what they were made of.
+For tensor-parallel ranks every rank has a file of its own (sharded_weights.py): a copy has these alone, a link the
+checkpoint's files beside them, a reference neither.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +14,8 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +23,10 @@ import numpy as np
 
 from neuron_port.build.artifact import GraphFiles
 from neuron_port.build.finishing.files import sha256_of
-from neuron_port.build.storage import write_arrays, write_json
+from neuron_port.build.made_weights import quantized_specs, write_converted, write_derived
+from neuron_port.build.sharded_weights import ranks_of, write_sharded
+from neuron_port.build.storage import write_json
+from neuron_port.checkpoint.architecture import tied_names_of
 from neuron_port.errors import CheckpointError
 from neuron_port.types import Checkpoint
 
@@ -42,19 +53,38 @@ def write_weights(
     Raises: CheckpointError when a graph reads a tensor that neither the checkpoint nor `derived` has.
     """
     folder.mkdir(parents=True)
+    specs = [graph.spec for graph in graphs]
     shards = [] if checkpoint.random_weights else sorted(Path(checkpoint.directory).glob("*.safetensors"))
     index = {name: entry for shard in shards for name, entry in _tensors(shard).items()}
+    made_later = {*derived, *quantized_specs(checkpoint)}
     if not checkpoint.random_weights:
-        _check_sources(graphs, index, derived, checkpoint)
-    elif missing := sorted(_derived_sources(graphs) - derived.keys()):
+        _check_sources(graphs, _readable(checkpoint, index), made_later, checkpoint)
+    elif missing := sorted(_derived_sources(graphs) - made_later):
         raise CheckpointError(f"Derived weights that a graph reads were not given: {', '.join(missing[:3])}")
-    files = [_place(shard, folder, destination, mode) for shard in shards]
+    ranks = 1 if mode == "reference" or checkpoint.random_weights else ranks_of(specs)
+    rewritten = mode == "copy" and (
+        bool(checkpoint.converted) or checkpoint.weight_format is not None or ranks > 1
+    )
+    originals = [_place(shard, folder, destination, "reference" if rewritten else mode) for shard in shards]
+    files = [] if rewritten else list(originals)
+    index = {} if rewritten else index
+    plain = [name for name in checkpoint.weights if name not in quantized_specs(checkpoint)]
+    if (rewritten or checkpoint.converted) and ranks == 1 and not checkpoint.random_weights:
+        names = plain if rewritten else [name for name in plain if name in checkpoint.converted]
+        entry, made = write_converted(folder, checkpoint, names)
+        files.append(entry)
+        index = index | made
+    if ranks > 1:
+        files += write_sharded(folder, checkpoint, specs)
     hashes = {entry["name"]: entry["sha256"] for entry in files}
     tensors = {name: entry | {"sha256": hashes[entry["file"]]} for name, entry in index.items()}
     lock: dict[str, Any] = {
         "source": source, "revision": checkpoint.revision, "random": checkpoint.random_weights,
-        "files": files, "tensors": tensors,
+        "files": originals, "tensors": tensors,
     }  # fmt: skip
+    if checkpoint.unquantized is not None:
+        layers = {name: f"{name.rpartition('.')[0]}.weight" for name in quantized_specs(checkpoint)}
+        lock["quantized"] = {"format": checkpoint.weight_format, "made_of": layers}
     if checkpoint.random_weights:
         lock["generated_by"] = (
             f"neuron-port drew the weights of `{checkpoint.name}` from its configuration; revision "
@@ -62,10 +92,9 @@ def write_weights(
         )
         lock["expected"] = checkpoint.weights
     write_json(folder / LOCK, lock)
-    if derived:
-        write_arrays(folder / DERIVED, derived)
-        path = folder / DERIVED
-        files = [*files, {"name": DERIVED, "sha256": sha256_of(path), "bytes": path.stat().st_size}]
+    whole = checkpoint if ranks == 1 else replace(checkpoint, unquantized=None)  # ranks have their own parts
+    if derived or (whole.unquantized and not checkpoint.random_weights):
+        files = [*files, write_derived(folder / DERIVED, derived, whole)]
     return {
         "mode": mode,
         "random": checkpoint.random_weights,
@@ -103,8 +132,13 @@ def _sources(graphs: Sequence[GraphFiles]) -> set[str]:
     }
 
 
+def _readable(checkpoint: Checkpoint, index: Mapping[str, Any]) -> set[str]:
+    """Names under which a tensor can be read: the files' own, those of what is made of them, and tied ones."""
+    return {*index, *checkpoint.converted, *tied_names_of(checkpoint.directory)}
+
+
 def _check_sources(
-    graphs: Sequence[GraphFiles], index: Mapping[str, Any], derived: Mapping[str, Any], checkpoint: Checkpoint
+    graphs: Sequence[GraphFiles], index: Collection[str], derived: Collection[str], checkpoint: Checkpoint
 ) -> None:
     absent = sorted(
         name

@@ -6,6 +6,8 @@
     contents.py    digests of files, computed once
     safetensors_file.py     tensor specs from file headers, and damaged files refused up front
     architecture.py         configuration -> module names and shapes, without allocating them
+    conversion.py     tensors of files -> tensors of modules, by transformers' own table of renamed and merged ones
+    quantization.py     linear layers with one byte for each weight, made of the checkpoint's own
     weights.py     one tensor at a time, real or deterministic random
     load.py        a whole transformers model and its tokenizer
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from neuron_port.checkpoint.architecture import build_skeleton
     from neuron_port.checkpoint.load import load_config, load_model, load_tokenizer
     from neuron_port.checkpoint.presets import Preset, Prompt, find_preset, list_presets
+    from neuron_port.checkpoint.quantization import quantized, with_quantized_layers
     from neuron_port.checkpoint.source import resolve
     from neuron_port.checkpoint.weights import WeightReader
 
@@ -34,7 +37,9 @@ _HOMES = {
     "load_config": "load",
     "load_model": "load",
     "load_tokenizer": "load",
+    "quantized": "quantization",
     "resolve": "source",
+    "with_quantized_layers": "quantization",
 }
 
 __all__ = [
@@ -47,7 +52,9 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "quantized",
     "resolve",
+    "with_quantized_layers",
 ]
 
 

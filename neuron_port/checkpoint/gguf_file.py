@@ -53,6 +53,21 @@ def convert(file: Path, store: Store, progress: Callable[[str], None]) -> Path:
     return folder
 
 
+def read_config(file: Path) -> PreTrainedConfig:
+    """The configuration that the file's header states. Raises CheckpointError if transformers cannot read it."""
+    try:
+        with quiet_progress(), redirect_stderr(io.StringIO()):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                file.parent, gguf_file=file.name, local_files_only=True
+            )
+    except Exception as error:  # unknown architectures raise many classes
+        raise CheckpointError(
+            f"transformers cannot read {file}: {one_line(error)}",
+            hint="Use the model's safetensors checkpoint instead.",
+        ) from error
+    return config
+
+
 def _load(
     file: Path, header: GgufHeader
 ) -> tuple[PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from transformers import PreTrainedConfig
 
 from neuron_port.checkpoint import gguf_file, hub, wheel
 from neuron_port.checkpoint.architecture import (
@@ -27,13 +28,14 @@ from neuron_port.checkpoint.architecture import (
     tied_names,
 )
 from neuron_port.checkpoint.contents import file_sha256
+from neuron_port.checkpoint.conversion import Conversion
 from neuron_port.checkpoint.gguf_header import read_gguf_header
 from neuron_port.checkpoint.presets import Preset, find_preset, unknown_model
-from neuron_port.checkpoint.safetensors_file import StoredTensor, stored_tensors, weight_files
-from neuron_port.checkpoint.weights import RANDOM_WEIGHTS_VERSION, find_stored, read_stored
+from neuron_port.checkpoint.safetensors_file import stored_tensors, weight_files
+from neuron_port.checkpoint.weights import RANDOM_WEIGHTS_VERSION
 from neuron_port.errors import CheckpointError, UsageError
 from neuron_port.store import Store, write_json
-from neuron_port.types import Checkpoint, TensorSpec, digest
+from neuron_port.types import Checkpoint, ConvertedTensor, TensorSpec, digest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -91,15 +93,21 @@ def resolve(
     config = parse_config(origin.directory)
     meta_model = build_meta_model(config)
     specs = module_specs(meta_model)
+    converted: dict[str, ConvertedTensor] = {}
     if random_weights:
         weights = {
             name: TensorSpec(shape=spec.shape, dtype=_random_dtype(spec)) for name, spec in specs.items()
         }
         identity: list[Any] = ["random", RANDOM_WEIGHTS_VERSION]
     else:
-        stored = stored_tensors(origin.directory)
-        weights = _match(specs, stored, origin, say)
-        _check_tied(tied_names(meta_model), stored)
+        conversion = Conversion(meta_model, stored_tensors(origin.directory))
+        weights = _match(specs, conversion, origin, say)
+        _check_tied(tied_names(meta_model), conversion)
+        converted = {name: made for name in specs if (made := conversion.converted(name))}
+        if converted:
+            say(
+                f"{len(converted)} of {len(specs)} tensors are renamed or merged on load, as transformers does it."
+            )
         identity = [file_sha256(file, store) for file in weight_files(origin.directory)]
     return Checkpoint(
         name=origin.name,
@@ -111,6 +119,47 @@ def resolve(
         weights=weights,
         random_weights=random_weights,
         license=origin.license,
+        converted=converted,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A model's configuration and what to say about where it is from."""
+
+    name: str
+    source: str
+    license: str | None
+    config: PreTrainedConfig
+
+
+def find_configuration(
+    model: str,
+    *,
+    store: Store,
+    revision: str | None = None,
+    progress: Callable[[str], None] | None = None,
+    snapshot: hub.Snapshot | None = None,
+) -> Configuration:
+    """The configuration of what `model` names, as `resolve` takes it; no weights are fetched or read.
+
+    Raises: as `resolve`.
+    """
+    request = _Request(
+        store=store,
+        random_weights=True,
+        revision=revision,
+        say=progress or _say_nothing,
+        snapshot=snapshot or huggingface_hub.snapshot_download,
+    )
+    path = Path(model).expanduser()
+    if find_preset(model) is None and path.suffix == ".gguf" and path.is_file() and revision is None:
+        license = read_gguf_header(path).metadata.get("general.license")
+        config = gguf_file.read_config(path.resolve())
+        return Configuration(name=path.stem, source=str(path), license=license, config=config)
+    origin = _locate(model, request)
+    return Configuration(
+        name=origin.name, source=origin.source, license=origin.license, config=parse_config(origin.directory)
     )
 
 
@@ -187,44 +236,40 @@ def _write_config(preset: Preset, store: Store) -> Path:
 
 
 def _match(
-    specs: dict[str, TensorSpec], stored: dict[str, StoredTensor], origin: _Origin, say: Callable[[str], None]
+    specs: dict[str, TensorSpec], conversion: Conversion, origin: _Origin, say: Callable[[str], None]
 ) -> dict[str, TensorSpec]:
-    """The stored spec of every tensor of the model. Raises CheckpointError for a missing or misshapen one."""
-    found = {name: find_stored(name, stored) for name in specs}
-    missing = [name for name, home in found.items() if home is None]
-    if missing:
-        spare = sorted(set(stored) - {home[0] for home in found.values() if home is not None})
+    """The spec that the files give every tensor of the model. Raises CheckpointError for a missing or misshapen one."""
+    if missing := [name for name in specs if name not in conversion]:
+        spare = conversion.unused
         other = f", and have other names instead, such as `{spare[0]}`" if spare else ""
         raise CheckpointError(
             f"The files in {origin.directory} lack {len(missing)} of the {len(specs)} tensors of the model, "
             f"the first is `{missing[0]}`{other}.",
-            hint="Load it with transformers and `save_pretrained(FOLDER, save_original_format=False)`: then names are "
-            "those of its modules.",
+            hint="Configuration and weights may be of different models: fetch both from the same place.",
         )
     weights = {}
-    for name, home in found.items():
-        assert home is not None
-        spec = home[1].spec
-        if spec.shape != specs[name].shape:
+    for name, wanted in specs.items():
+        spec = conversion.spec(name)
+        if spec.shape != wanted.shape:
+            made_of = conversion.made_of(name)
+            parts = f" ({made_of[0]} and {len(made_of) - 1} more)" if len(made_of) > 1 else ""
             raise CheckpointError(
-                f"Tensor `{home[0]}` in {home[1].file} has shape {list(spec.shape)}, "
-                f"but config.json makes it {list(specs[name].shape)}.",
+                f"Tensor `{name if parts else made_of[0]}`{parts} in {origin.directory} has shape "
+                f"{list(spec.shape)}, but config.json makes it {list(wanted.shape)}.",
                 hint="Configuration and weights are of different models: fetch both from the same place.",
             )
         weights[name] = spec
-    used = {home[0] for home in found.values() if home is not None}
-    if unused := sorted(set(stored) - used):
+    if unused := conversion.unused:
         say(f"{len(unused)} tensors in the files are not used by the model, the first is `{unused[0]}`.")
     return weights
 
 
-def _check_tied(tied: dict[str, str], stored: dict[str, StoredTensor]) -> None:
+def _check_tied(tied: dict[str, str], conversion: Conversion) -> None:
     """Raise CheckpointError if tensors that config.json ties are in the files with different values."""
     for name, home in tied.items():
-        both = find_stored(name, stored), find_stored(home, stored)
-        if both[0] is None or both[1] is None:
+        if name not in conversion or home not in conversion:
             continue
-        if not torch.equal(read_stored(*both[0]), read_stored(*both[1])):
+        if not torch.equal(conversion.read(name), conversion.read(home)):
             raise CheckpointError(
                 f"config.json ties `{name}` to `{home}`, but the files hold different values for them.",
                 hint="If they are meant to differ, set `tie_word_embeddings` to false in config.json.",

@@ -1,6 +1,7 @@
 """Weights one tensor at a time, so that a model larger than memory can be read layer by layer.
 
-Real weights are memory-mapped from safetensors. Random ones depend on the tensor's name and shape only: they
+Real weights are memory-mapped from safetensors, and made into the modules' own names and shapes where the files have
+others (conversion.py). Random ones depend on the tensor's name and shape only: they
 are the same on every machine and in any order, and `load_model` uses the very same.
 """
 
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
-from neuron_port.checkpoint.architecture import tied_names_of
-from neuron_port.checkpoint.safetensors_file import StoredTensor, stored_tensors
+from neuron_port.checkpoint.architecture import build_meta_model, parse_config, tied_names_of
+from neuron_port.checkpoint.conversion import Conversion, read_stored
+from neuron_port.checkpoint.quantization import DERIVED, quantized_tensor
+from neuron_port.checkpoint.safetensors_file import stored_tensors
 from neuron_port.errors import CheckpointError
 from neuron_port.types import Checkpoint
 
@@ -27,14 +29,26 @@ class WeightReader:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._stored = {} if checkpoint.random_weights else stored_tensors(Path(checkpoint.directory))
+        directory, source = Path(checkpoint.directory), checkpoint.unquantized
+        self._unquantized = None if source is None else WeightReader(source)
+        self._stored = {} if checkpoint.random_weights or source else stored_tensors(directory)
+        self._conversion = (
+            Conversion(build_meta_model(parse_config(directory)), self._stored)
+            if checkpoint.converted and self._stored
+            else None
+        )
 
     def names(self) -> tuple[str, ...]:
         """All names, each tensor once: a tied `lm_head.weight` is readable but listed under its home only."""
         return tuple(self.checkpoint.weights)
 
     def canonical(self, name: str) -> str:
-        """The listed name of the tensor: itself, or the home of a tied one. Raises CheckpointError."""
+        """The listed name of the tensor: itself, or the home of a tied one; quantised ones are "derived:<name>".
+
+        Raises CheckpointError for a name that the model does not have.
+        """
+        if self._is_quantized(name):
+            return f"{DERIVED}{name}"
         if name in self.checkpoint.weights:
             return name
         home = tied_names_of(self.checkpoint.directory).get(name)
@@ -50,6 +64,12 @@ class WeightReader:
 
         first: only so many along the first axis (of a mixture's weights: experts); the rest is never in memory.
         """
+        name = name.removeprefix(DERIVED)
+        if self._unquantized is not None:
+            if not self._is_quantized(name):
+                return self._unquantized.get(name, dtype, first=first)
+            made = quantized_tensor(name, self.checkpoint, self._unquantized.get)
+            return made.to(dtype) if made.is_floating_point() else made
         name = self.canonical(name)
         if self.checkpoint.random_weights:
             spec = self.checkpoint.weights[name]
@@ -58,30 +78,14 @@ class WeightReader:
             return tensor.to(
                 dtype if spec.dtype.startswith(("float", "bfloat")) else getattr(torch, spec.dtype)
             )
-        stored = find_stored(name, self._stored)
-        assert stored is not None, f"{name} was found when the checkpoint was resolved"
-        tensor = read_stored(*stored, first=first)
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if name in self.checkpoint.converted:
+            assert self._conversion is not None
+            return self._conversion.read(name, dtype, first=first)
+        return read_stored(name, self._stored, dtype, first=first)
 
-
-def find_stored(name: str, stored: dict[str, StoredTensor]) -> tuple[str, StoredTensor] | None:
-    """The tensor that files hold for a module parameter, and its name there; None if there is none.
-
-    Files saved from a base model lack the first name: `h.0.ln_1.weight` for `transformer.h.0.ln_1.weight`.
-    """
-    for candidate in (name, name.partition(".")[2]):
-        if candidate in stored:
-            return candidate, stored[candidate]
-    return None
-
-
-def read_stored(file_name: str, stored: StoredTensor, *, first: int | None = None) -> torch.Tensor:
-    """One tensor (or the first rows of one) out of its file, in the file's dtype; the rest of the file is not read."""
-    with safe_open(stored.file, framework="pt") as file:
-        tensor: torch.Tensor = (
-            file.get_tensor(file_name) if first is None else file.get_slice(file_name)[:first]
-        )
-    return tensor
+    def _is_quantized(self, name: str) -> bool:
+        source = self.checkpoint.unquantized
+        return source is not None and name in self.checkpoint.weights and name not in source.weights
 
 
 def standard_deviation(checkpoint: Checkpoint) -> float:

@@ -1,6 +1,5 @@
 """Lowering: torch.export program -> HloModuleProto bytes -> lint, and execution on XLA-CPU.
 
-    known_constants                  export a model whose shapes follow from constants
     decompose / inline_references    bring a program into core ATen, kernels kept or inlined; what HLO or Neuron lacks
                                      is written out (rewrites/, complex_numbers)
     program_inputs                   which placeholders the graph will have as parameters
@@ -8,6 +7,7 @@
     read_module                      the bytes as records, without XLA
     lint                             what neuronx-cc would say, as far as its documentation tells
     XlaExecutable                    the bytes run on the CPU
+    ParallelExecutable               the bytes run on several CPU devices, one a rank
 
 Names load on first use, so that reading a module needs no torch and emitting one needs no jaxlib.
 """
@@ -18,7 +18,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neuron_port.lower.constants import known_constants as known_constants
     from neuron_port.lower.decomposition import decompose as decompose
     from neuron_port.lower.decomposition import inline_references as inline_references
     from neuron_port.lower.emitter import KernelCall as KernelCall
@@ -30,17 +29,18 @@ if TYPE_CHECKING:
     from neuron_port.lower.linting import lint as lint
     from neuron_port.lower.module import Module as Module
     from neuron_port.lower.module import read_module as read_module
+    from neuron_port.lower.parallel_execution import ParallelExecutable as ParallelExecutable
 
 _HOMES = {
     "KernelCall": "emitter",
     "LintReport": "linting",
     "Module": "module",
+    "ParallelExecutable": "parallel_execution",
     "ProgramInput": "interface",
     "XlaExecutable": "execution",
     "decompose": "decomposition",
     "emit": "emitter",
     "inline_references": "decomposition",
-    "known_constants": "constants",
     "lint": "linting",
     "program_inputs": "interface",
     "read_module": "module",

@@ -7,8 +7,9 @@ sign, because Neuron's transposes turn infinities into NaN.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +45,12 @@ class Value:
 class Builder:
     """Instructions of the entry computation, and the small functions that reduce, sort and scatter call."""
 
-    def __init__(self) -> None:
+    def __init__(self, outer: Builder | None = None) -> None:
+        """With `outer`, builds a function that a graph under construction calls: ids and functions are shared."""
         self.instructions: dict[int, Instruction] = {}
-        self.functions: dict[str, Computation] = {}
+        self.functions: dict[str, Computation] = {} if outer is None else outer.functions
         self._numbers: dict[Any, int] = {}
-        self._next_id = 1
+        self._ids: Iterator[int] = itertools.count(1) if outer is None else outer._ids
 
     # -- instructions
     # ------------------------------------------------------------------------------------------------
@@ -64,9 +66,7 @@ class Builder:
         return number
 
     def _take_id(self) -> int:
-        number = self._next_id
-        self._next_id += 1
-        return number
+        return next(self._ids)
 
     def op(self, opcode: str, dtype: str, shape: Sequence[int], *operands: Value, **attributes: Any) -> Value:
         """Append an instruction with one array result."""
@@ -261,6 +261,14 @@ class Builder:
         parameters = [Shape(dtype), Shape(dtype), Shape("int32"), Shape("int32")]
         body = ("compare", Shape("bool"), (0, 1), {"comparison_direction": direction})
         return self._function(f"{direction.lower()}_{dtype}", parameters, body)
+
+    def keep_function(
+        self, name: str, parameters: int, root: int, instructions: Sequence[Instruction]
+    ) -> int:
+        """Keep a function that a Builder of its own has built, and return its id."""
+        names = tuple(f"p{number}" for number in range(parameters))
+        self.functions[name] = Computation(self._take_id(), name, root, tuple(instructions), names)
+        return self.functions[name].id
 
     def _function(self, name: str, parameters: list[Shape], body: tuple[Any, ...] | None) -> int:
         if name not in self.functions:

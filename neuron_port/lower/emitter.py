@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, OutputKind
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from neuron_port.errors import LoweringError
 from neuron_port.lower import ops
@@ -32,12 +32,19 @@ from neuron_port.lower.interface import (
     unique,
 )
 from neuron_port.lower.module import Alias, Module, Shape
-from neuron_port.lower.numbering import renumber
-from neuron_port.lower.registry import IGNORED_KEYWORDS, LOWERINGS
+from neuron_port.lower.numbering import needed, renumber
+from neuron_port.lower.outlining import reference_key, reference_program
+from neuron_port.lower.registry import CHIP_DTYPES, IGNORED_KEYWORDS, LOWERINGS
 from neuron_port.lower.schema import API_VERSION_STATUS_RETURNING
 from neuron_port.types import GraphInput, GraphSpec, to_json
 
-assert ops  # importing it registers the lowerings
+# Our own operators that are no kernels: states become slices that are written in place, what ranks exchange collectives.
+OWN_OPERATORS: Mapping[str, Callable[..., Value]] = {
+    "kv_write": ops.indexing.kv_write,
+    "row_write": ops.indexing.row_write,
+    "all_reduce": ops.collectives.all_reduce,
+    "all_gather": ops.collectives.all_gather,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,13 @@ class KernelCall:
     sha256: str
 
 
-def emit(program: ExportedProgram, spec: GraphSpec, *, kernels: Mapping[str, KernelCall]) -> bytes:
+def emit(
+    program: ExportedProgram,
+    spec: GraphSpec,
+    *,
+    kernels: Mapping[str, KernelCall],
+    references: Mapping[str, Callable[..., Any]] | None = None,
+) -> bytes:
     """Serialized HloModuleProto of `program`, with the names, order and aliases of `spec`.
 
     Args:
@@ -57,33 +70,153 @@ def emit(program: ExportedProgram, spec: GraphSpec, *, kernels: Mapping[str, Ker
         and one
             output for each result, in order.
         kernels: custom operator name (without namespace) -> the kernel that its custom call names.
+        references: the same names -> the plain-torch function that the custom call carries with it as a
+            computation, so that whoever compiles the graph can take it instead of the kernel.
     Raises: LoweringError for an operator without lowering, an interface that does not fit, a literal that is
     too large.
     """
-    return emit_module(program, spec, kernels=kernels).to_bytes()
+    return emit_module(program, spec, kernels=kernels, references=references).to_bytes()
 
 
-def emit_module(program: ExportedProgram, spec: GraphSpec, *, kernels: Mapping[str, KernelCall]) -> Module:
+def emit_module(
+    program: ExportedProgram,
+    spec: GraphSpec,
+    *,
+    kernels: Mapping[str, KernelCall],
+    references: Mapping[str, Callable[..., Any]] | None = None,
+) -> Module:
     """As `emit`, before serialisation."""
     if not is_decomposed(program):
         program = decompose(program)
-    emitter = _Emitter(program, spec, kernels)
+    emitter = _Emitter(program, spec, kernels, references or {})
     emitter.placeholders()
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            emitter.call(node)
-        elif node.op == "get_attr":
-            raise node_error(node, f"Graph attribute `{node.target}` (control flow) has no lowering")
+    emitter.body()
     return emitter.finish()
 
 
-class _Emitter:
-    """The state of one emission: values by node, parameters in order."""
+class _Body:
+    """The lowering of a program's operators: values by node."""
 
-    def __init__(self, program: ExportedProgram, spec: GraphSpec, kernels: Mapping[str, KernelCall]) -> None:
-        self.program, self.spec, self.kernels = program, spec, kernels
-        self.builder = Builder()
+    def __init__(
+        self,
+        program: ExportedProgram,
+        builder: Builder,
+        kernels: Mapping[str, KernelCall],
+        references: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        self.program, self.builder, self.kernels, self.references = program, builder, kernels, references
         self.values: dict[torch.fx.Node, Any] = {}
+
+    def body(self) -> None:
+        """Lower all operator calls, in order."""
+        for node in self.program.graph.nodes:
+            if node.op == "call_function":
+                self.call(node)
+            elif node.op == "get_attr":
+                raise node_error(node, f"Graph attribute `{node.target}` (control flow) has no lowering")
+
+    def call(self, node: torch.fx.Node) -> None:
+        """Lower one operator call."""
+        args = [self._operand(item) for item in node.args]
+        kwargs = {
+            key: self._operand(item) for key, item in node.kwargs.items() if key not in IGNORED_KEYWORDS
+        }
+        if node.target is operator.getitem:
+            self.values[node] = args[0][args[1]]
+            return
+        out = shape_of(node)
+        if out is None:
+            raise node_error(node, f"Operator `{node.target}` returns no tensor")
+        result = self._lower(node, out, args, kwargs)
+        _check_result(node, out, result)
+        self.values[node] = result
+
+    def _lower(self, node: torch.fx.Node, out: Shape, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        target = node.target
+        if getattr(target, "namespace", None) == NAMESPACE:
+            name = target._schema.name.split("::")[1]  # type: ignore[union-attr]
+            if name in self.kernels:
+                bound, reference = _bound(target, args, kwargs), self._reference(node, name)
+                return _kernel_call(self.builder, self.kernels[name], name, out, bound, reference)
+            if name in OWN_OPERATORS:
+                return OWN_OPERATORS[name](self.builder, out, *args, **kwargs)
+            raise node_error(
+                node,
+                f"Operator `{NAMESPACE}::{name}` has no kernel",
+                hint="Name its kernel in `kernels`, or pass the program through inline_references first.",
+            )
+        if target not in LOWERINGS:
+            raise node_error(node, f"Operator `{target}` has no lowering")
+        try:
+            return LOWERINGS[target](self.builder, out, *args, **kwargs)
+        except LoweringError as error:
+            raise node_error(node, f"`{target}`: {error.message}", hint=error.hint) from error
+        except NotImplementedError as error:
+            raise node_error(node, f"Operator `{target}` has no lowering for {error}") from error
+
+    def _operand(self, item: Any) -> Any:
+        if isinstance(item, torch.fx.Node):
+            return self.values[item]
+        if isinstance(item, (list, tuple)):
+            return [self._operand(part) for part in item]
+        return item
+
+    def _reference(self, node: torch.fx.Node, name: str) -> int | None:
+        """The id of the computation that does what the kernel does, made once for equal operands."""
+        if name not in self.references:
+            return None
+        assert isinstance(node.target, torch._ops.OpOverload)
+        bound = _bound(node.target, node.args, node.kwargs)
+        values = {
+            key: item.meta["val"] if isinstance(item, torch.fx.Node) else item for key, item in bound.items()
+        }
+        key = reference_key(name, values)
+        if key not in self.builder.functions:
+            outlined = _Outlined(
+                reference_program(self.references[name], values), Builder(self.builder), {}, {}
+            )
+            outlined.keep(self.builder, key)
+        return self.builder.functions[key].id
+
+
+class _Outlined(_Body):
+    """The lowering of a kernel's reference to a computation of its own."""
+
+    def keep(self, graph: Builder, name: str) -> None:
+        """Lower the reference and keep it in the graph's builder as the function `name`."""
+        nodes = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
+        parameters = 0
+        for item in self.program.graph_signature.input_specs:
+            node = nodes[item.arg.name]
+            if item.kind is InputKind.USER_INPUT:
+                shape = array_of(node)
+                number = self.builder.add("parameter", shape, parameter_number=parameters)
+                self.values[node] = Value(number, shape.dimensions, shape.dtype)
+                parameters += 1
+            elif node.users:
+                self.values[node] = self.builder.constant(tensor_of(self.program, item), array_of(node).dtype)
+        self.body()
+        output = next(node for node in self.program.graph.nodes if node.op == "output")
+        results: list[Value] = [self.values[node] for node in output.args[0]]
+        root = results[0].id
+        if len(results) > 1:
+            shape = Shape("tuple", (), tuple(Shape(value.dtype, value.shape) for value in results))
+            root = self.builder.add("tuple", shape, [value.id for value in results])
+        graph.keep_function(name, parameters, root, needed(self.builder, root))
+
+
+class _Emitter(_Body):
+    """The state of one emission: the graph's interface, parameters in order."""
+
+    def __init__(
+        self,
+        program: ExportedProgram,
+        spec: GraphSpec,
+        kernels: Mapping[str, KernelCall],
+        references: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        super().__init__(program, Builder(), kernels, references)
+        self.spec = spec
         self.parameters: list[Value] = []
 
     def placeholders(self) -> None:
@@ -120,51 +253,6 @@ class _Emitter:
         )
         self.parameters.append(Value(number, shape.dimensions, shape.dtype))
         return self.parameters[-1]
-
-    def call(self, node: torch.fx.Node) -> None:
-        """Lower one operator call."""
-        args = [self._operand(item) for item in node.args]
-        kwargs = {
-            key: self._operand(item) for key, item in node.kwargs.items() if key not in IGNORED_KEYWORDS
-        }
-        if node.target is operator.getitem:
-            self.values[node] = args[0][args[1]]
-            return
-        out = shape_of(node)
-        if out is None:
-            raise node_error(node, f"Operator `{node.target}` returns no tensor")
-        result = self._lower(node, out, args, kwargs)
-        _check_result(node, out, result)
-        self.values[node] = result
-
-    def _lower(self, node: torch.fx.Node, out: Shape, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        target = node.target
-        if getattr(target, "namespace", None) == NAMESPACE:
-            name = target._schema.name.split("::")[1]  # type: ignore[union-attr]
-            if name in self.kernels:
-                return _kernel_call(self.builder, self.kernels[name], name, out, _bound(target, args, kwargs))
-            if name == "kv_write":
-                return ops.indexing.kv_write(self.builder, out, *args, **kwargs)
-            raise node_error(
-                node,
-                f"Operator `{NAMESPACE}::{name}` has no kernel",
-                hint="Name its kernel in `kernels`, or pass the program through inline_references first.",
-            )
-        if target not in LOWERINGS:
-            raise node_error(node, f"Operator `{target}` has no lowering")
-        try:
-            return LOWERINGS[target](self.builder, out, *args, **kwargs)
-        except LoweringError as error:
-            raise node_error(node, f"`{target}`: {error.message}", hint=error.hint) from error
-        except NotImplementedError as error:
-            raise node_error(node, f"Operator `{target}` has no lowering for {error}") from error
-
-    def _operand(self, item: Any) -> Any:
-        if isinstance(item, torch.fx.Node):
-            return self.values[item]
-        if isinstance(item, (list, tuple)):
-            return [self._operand(part) for part in item]
-        return item
 
     def finish(self) -> Module:
         """The module: results in a tuple, unreachable instructions removed, ids counted anew from 1."""
@@ -233,9 +321,14 @@ def _bound(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
 
 
 def _kernel_call(
-    builder: Builder, kernel: KernelCall, name: str, out: Shape, bound: Mapping[str, Any]
+    builder: Builder,
+    kernel: KernelCall,
+    name: str,
+    out: Shape,
+    bound: Mapping[str, Any],
+    reference: int | None,
 ) -> Any:
-    """The placeholder that the instance replaces by the compiled kernel.
+    """The placeholder that the instance replaces by the compiled kernel, or by the computation `reference`.
 
     Operands are the tensors in the operator's order; an optional tensor that was not given is null among the
     attributes.
@@ -243,10 +336,12 @@ def _kernel_call(
     operands = [value.id for value in bound.values() if isinstance(value, Value)]
     attributes = {key: value for key, value in bound.items() if not isinstance(value, Value)}
     config = {"kernel": kernel.sha256, "entry": kernel.name, "attributes": to_json(attributes)}
+    called = {} if reference is None else {"called_computation_ids": [reference]}
     number = builder.add(
         "custom-call",
         out,
         operands,
+        **called,
         custom_call_target=f"{NAMESPACE}.{name}",
         custom_call_api_version=API_VERSION_STATUS_RETURNING,
         backend_config=json.dumps(config, sort_keys=True, separators=(",", ":")).encode(),
@@ -265,5 +360,8 @@ def _check_result(node: torch.fx.Node, out: Shape, result: Any) -> None:
     """Refuse another shape than torch's: our mistake, better found here than in a compiler."""
     pairs = zip(out.elements, result, strict=True) if out.dtype == "tuple" else [(out, result)]
     for expected, value in pairs:
-        if (value.shape, value.dtype) != (expected.dimensions, expected.dtype):
+        if value.shape != expected.dimensions or value.dtype not in (
+            expected.dtype,
+            CHIP_DTYPES.get(expected.dtype),
+        ):
             raise node_error(node, f"The lowering of `{node.target}` made {value}, torch says {expected}")

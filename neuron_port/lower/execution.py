@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 Array = NDArray[Any]
+Buffer = Any  # memory that XLA owns, or borrows from a NumPy array
 _ML_DTYPES = {
     name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 }
@@ -37,10 +38,13 @@ class XlaExecutable:
     Args:
         hlo: serialized HloModuleProto.
         optimize: False compiles faster and runs slower; results may differ in the last bits.
+        fuse: False keeps operators apart. A graph that writes a state and reads it back is then written in place;
+            fused, XLA computes the write once for each reader and copies the whole state each time. Compiling
+            takes several times as long.
     Raises: LoweringError when XLA refuses the graph, NeuronPortError when jaxlib is not installed.
     """
 
-    def __init__(self, hlo: bytes, *, optimize: bool = True) -> None:
+    def __init__(self, hlo: bytes, *, optimize: bool = True, fuse: bool = True) -> None:
         module = read_module(hlo)
         parameters, root = module.entry.parameters, module.entry.root
         self.name = module.name
@@ -60,7 +64,7 @@ class XlaExecutable:
             # XLA's converter unpacks a tuple of one but keeps the alias's index into it; results do not
             # depend on it.
             hlo = replace(module, aliases=()).to_bytes()
-        self._loaded = _compile(hlo, module.name, sorted(targets), optimize)
+        self._loaded = _compile(hlo, module.name, sorted(targets), optimize=optimize, fuse=fuse)
 
     @property
     def free_inputs(self) -> dict[str, TensorSpec]:
@@ -94,9 +98,28 @@ class XlaExecutable:
                 hint="In order: " + ", ".join(f"{name} {spec}" for name, spec in free.items()) + ".",
             )
         given = {name: self._put(name, array) for name, array in zip(free, arrays, strict=True)}
+        return tuple(_to_numpy(result) for result in self.run(given))
+
+    def put(self, name: str, array: Array) -> Buffer:
+        """`array` as a buffer that `run` takes for the named input; a copy if the graph writes over it."""
+        return self._put(name, array)
+
+    def run(self, given: Mapping[str, Buffer]) -> tuple[Buffer, ...]:
+        """The graph's results as buffers, for buffers of its free inputs by name: nothing is copied.
+
+        A buffer of an input that the graph writes in place is used up, and the result is that memory: hand the
+        result to the next call to keep a state where it is. Results are computed in the background;
+        `buffer_to_numpy` waits for one.
+
+        Raises: LoweringError when an input is missing.
+        """
+        if missing := [name for name in self.free_inputs if name not in given]:
+            raise LoweringError(
+                f"Graph `{self.name}` was not given `{missing[0]}`", hint=f"Missing: {', '.join(missing)}."
+            )
         buffers = [self._bound[name] if name in self._bound else given[name] for name in self.inputs]
         results = self._loaded.execute_sharded(buffers).disassemble_into_single_device_arrays()
-        return tuple(_to_numpy(result[0]) for result in results)
+        return tuple(result[0] for result in results)
 
     def _put(self, name: str, array: Array) -> Any:
         spec = self.inputs[name]
@@ -106,6 +129,11 @@ class XlaExecutable:
                 f"Input `{name}` of graph `{self.name}` is {spec}, got {array.dtype}{array.shape}"
             )
         return _to_device(narrowed, copy=name in self._written)
+
+
+def buffer_to_numpy(buffer: Buffer) -> Array:
+    """The buffer's values as a NumPy array, once they are computed."""
+    return _to_numpy(buffer)
 
 
 def from_torch(tensor: torch.Tensor) -> Array:
@@ -162,12 +190,14 @@ def _device() -> Any:
     return _xla_client().make_cpu_client().local_devices()[0]
 
 
-def _compile(hlo: bytes, name: str, custom_calls: list[str], optimize: bool) -> Any:
+def _compile(hlo: bytes, name: str, custom_calls: list[str], *, optimize: bool, fuse: bool) -> Any:
     client = _xla_client()
     options = client.CompileOptions()
     if not optimize:
         options.executable_build_options.debug_options.xla_backend_optimization_level = 0
         options.executable_build_options.debug_options.xla_llvm_disable_expensive_passes = True
+    if not fuse:
+        options.executable_build_options.debug_options.xla_disable_hlo_passes = "fusion"
     try:
         program = client._xla.mlir.hlo_to_stablehlo(hlo)
         return _device().client.compile_and_load(program, [_device()], options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -121,7 +121,7 @@ def lint(hlo: bytes, target: str, spec: GraphSpec | None = None) -> LintReport:
         raise UsageError(
             f"Unknown target: `{target}`", hint="Known are " + ", ".join(HBM_BYTES_PER_CORE) + "."
         )
-    module = read_module(hlo)
+    module = _with_kernels(read_module(hlo))
     sizes = _sizes(module, spec)
     hits = [hit for rule in RULES for hit in rule(module, target)]
     hits += list(_memory(sizes, target))
@@ -140,6 +140,20 @@ def lint(hlo: bytes, target: str, spec: GraphSpec | None = None) -> LintReport:
         input_bytes=sizes["input_bytes"],
         output_bytes=sizes["output_bytes"],
     )
+
+
+def _with_kernels(module: Module) -> Module:
+    """The module as it is compiled with all its kernels: without the references that placeholders carry along."""
+    by_id = {computation.id: computation for computation in module.computations}
+    kept, pending = set(), [module.entry_id]
+    while pending:
+        number = pending.pop()
+        if number not in kept:
+            kept.add(number)
+            for item in by_id[number].instructions:
+                if not item.attributes.get("custom_call_target", "").startswith(PLACEHOLDER_PREFIX):
+                    pending += item.attributes.get("called_computation_ids", ())
+    return replace(module, computations=tuple(one for one in module.computations if one.id in kept))
 
 
 @dataclass(frozen=True)
@@ -255,6 +269,20 @@ def _custom_calls(module: Module, target: str) -> Iterator[_Hit]:
             )
 
 
+def _collectives(module: Module, target: str) -> Iterator[_Hit]:
+    """Sums of integers over ranks, and ranks that do not all take part: one program is run by all of them."""
+    for computation, item in module.instructions():
+        if item.opcode not in ("all-reduce", "all-gather"):
+            continue
+        if item.opcode == "all-reduce" and "int" in item.shape.dtype:
+            cure = "Convert to float32 first; values stay below 2^24."
+            yield _Hit("NCC_EVRF061", "All-reduce of integers", cure, _where(computation, item))
+        groups = [list(group.get("replica_ids", ())) for group in item.attributes.get("replica_groups", ())]
+        if len(groups) != 1 or groups[0] != list(range(len(groups[0]))):
+            cure = "Let all ranks 0 .. N - 1 meet in one group."
+            yield _Hit("HLO_GROUPS", f"Groups of ranks: {groups}", cure, _where(computation, item))
+
+
 def _integer_matmuls(module: Module, target: str) -> Iterator[_Hit]:
     """Integer products: TensorE of NeuronCore-v3 has no integer path."""
     for computation, item in module.instructions():
@@ -346,6 +374,7 @@ RULES: tuple[Callable[[Module, str], Iterator[_Hit]], ...] = (
     _types,
     _opcodes,
     _custom_calls,
+    _collectives,
     _integer_matmuls,
     _scatters,
     _gather_bounds,

@@ -18,7 +18,15 @@ from neuron_port.lower.wire import decode, encode
 from neuron_port.types import DTYPE_BYTES, TensorSpec
 
 _DTYPE_NAMES = {number: name for name, number in PRIMITIVE_TYPES.items()}
-_OTHER_BYTES = {"uint16": 2, "uint32": 4, "uint64": 8, "float64": 8, "complex64": 8, "complex128": 16}
+_OTHER_BYTES = {
+    "float8_e4m3": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
 _INSTRUCTION_FIELDS = ("id", "name", "opcode", "shape", "operand_ids")
 MAX_ID = 2**31 - 1  # XLA before 2025 and the Neuron compiler refuse larger ids (pytorch/xla#9685)
 

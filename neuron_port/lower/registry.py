@@ -14,6 +14,7 @@ from neuron_port.lower.builder import FLOATS, Builder, Value
 
 Lowering = Callable[..., Any]
 LOWERINGS: dict[Any, Lowering] = {}
+CHIP_DTYPES = {"float8_e4m3fn": "float8_e4m3"}  # torch's dtype -> what stands for it on gen2 and gen3
 IGNORED_KEYWORDS = frozenset(
     {"device", "layout", "pin_memory", "dtype", "memory_format", "non_blocking", "generator"}
 )

@@ -37,7 +37,7 @@ def _messages(number: int, name: str) -> Field:
 PRIMITIVE_TYPES = {
     "bool": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint8": 6, "uint16": 7, "uint32": 8, "uint64":
     9, "float16": 10, "float32": 11, "float64": 12, "tuple": 13, "opaque": 14, "complex64": 15, "bfloat16":
-    16, "token": 17, "complex128": 18, "float8_e5m2": 19, "float8_e4m3fn": 20,
+    16, "token": 17, "complex128": 18, "float8_e5m2": 19, "float8_e4m3fn": 20, "float8_e4m3": 28,
 }  # fmt: skip
 
 MUST_ALIAS = 2
@@ -126,12 +126,14 @@ SCHEMA: Schema = {
         "called_computation_ids": _ints(38),
         "backend_config": _bytes(43),
         "scatter_dimension_numbers": _message(48, "ScatterDimensionNumbers"),
+        "replica_groups": _messages(49, "ReplicaGroup"),
         "feature_group_count": _int(50),
         "is_stable": _int(60),
         "comparison_direction": _text(63),
         "frontend_attributes": _message(68, "FrontendAttributes"),
         "custom_call_api_version": _int(77),
     },
+    "ReplicaGroup": {"replica_ids": _ints(1)},
     "SliceDimensions": {"start": _int(1), "limit": _int(2), "stride": _int(3)},
     "PaddingConfig": {"dimensions": _messages(1, "PaddingConfigDimension")},
     "PaddingConfigDimension": {

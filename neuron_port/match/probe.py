@@ -32,6 +32,7 @@ def materialize(
 ) -> torch.nn.Module:
     """A copy on the CPU of a (meta) module; stored tensors are `fill(name, like)` in whatever dtype that gives."""
     clone = copy.deepcopy(module)
+    clone._forward_hooks.clear()  # the sum over ranks behind a layer is none of its own; inside of it, it is
     for name, tensor in stored_tensors(clone).items():
         owner_name, _, leaf = name.rpartition(".")
         owner = clone.get_submodule(owner_name)
@@ -82,6 +83,8 @@ def random_parameters(generator: torch.Generator) -> Callable[[str, torch.Tensor
     """
 
     def fill(name: str, like: torch.Tensor) -> torch.Tensor:
+        if not like.is_floating_point():
+            return _random_bytes(like, generator)
         scale = like.shape[-1] ** -0.5 if like.ndim > 1 and "embed" not in name else 1.0
         drawn = torch.empty(like.shape, dtype=torch.float32).normal_(generator=generator).mul_(scale)
         if like.is_floating_point() and like.element_size() == 1:  # values that float8 has, or it rounds them
@@ -89,6 +92,14 @@ def random_parameters(generator: torch.Generator) -> Callable[[str, torch.Tensor
         return drawn.abs() + 0.5 if name.endswith("var") else drawn
 
     return fill
+
+
+def _random_bytes(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Quantised weights: int8 from -127 to 127; bytes that are the bits of float8 (e4m3) of ordinary size."""
+    if like.dtype is torch.int8:
+        return torch.randint(-127, 128, like.shape, generator=generator, dtype=torch.int8)
+    drawn = torch.empty(like.shape, dtype=torch.float32).normal_(generator=generator)
+    return drawn.to(torch.float8_e4m3fn).view(torch.uint8).to(like.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,20 @@ class _Subject:
         """The module computing in `compute`, its weights first rounded to `rounded`; of a function, its own."""
         if self.call.operation != "module" or self.call.module is None:
             return self.call.module
-        return materialize(self.call.module, lambda name, like: self._weights[name].to(rounded).to(compute))
+        return materialize(self.call.module, lambda name, like: self._rounded(name, compute, rounded))
+
+    def _rounded(self, name: str, compute: torch.dtype, rounded: torch.dtype) -> torch.Tensor:
+        """A weight as the module gets it: quantised ones as they are, and beside them scales in no less than float32."""
+        weight = self._weights[name]
+        if not weight.is_floating_point():
+            return weight
+        if self._is_quantized and self.layer.parameters[name].dtype == "float32":
+            return weight.to(compute if compute.itemsize > 4 else torch.float32)
+        return weight.to(rounded).to(compute)
+
+    @property
+    def _is_quantized(self) -> bool:
+        return any(not weight.is_floating_point() for weight in self._weights.values())
 
     def run(
         self, module: torch.nn.Module | None, problem: Problem, compute: torch.dtype, rounded: torch.dtype

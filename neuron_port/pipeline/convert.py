@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from neuron_port.build import GraphFiles, write_bundle
-from neuron_port.checkpoint import resolve
+from neuron_port.checkpoint import quantized, resolve
 from neuron_port.errors import ParityError
 from neuron_port.pipeline import forward_proof, forward_runs
+from neuron_port.pipeline.batch_proof import BatchProof, has_own_rows
+from neuron_port.pipeline.degree import with_degree
 from neuron_port.pipeline.drafting import Drafting, draft_layers, layers_to_draft
 from neuron_port.pipeline.forward_proof import ForwardProof
 from neuron_port.pipeline.golden import golden_arrays
@@ -27,13 +29,15 @@ from neuron_port.pipeline.kernel_proof import KernelProof
 from neuron_port.pipeline.lowering import LoweredGraph, lower_all
 from neuron_port.pipeline.options import ConvertOptions
 from neuron_port.pipeline.oracle import all_oracles
+from neuron_port.pipeline.parallel_proof import OneRankProof
 from neuron_port.pipeline.planning import Plan, make_plan
+from neuron_port.pipeline.quantization_cost import quantization_cost
 from neuron_port.pipeline.refusals import check_output, check_positions, check_prompts, within_positions
 from neuron_port.pipeline.sequence_proof import SequenceProof
 from neuron_port.pipeline.workbench import Workbench
 from neuron_port.report import Conversion, LiveView, StageRecord, write_html
 from neuron_port.store import Store
-from neuron_port.types import Checkpoint, ParityReport, VerifiedKernel
+from neuron_port.types import Checkpoint, ParityReport, QuantizationCost, VerifiedKernel
 
 Progress = Callable[[str, int, int], None]
 
@@ -82,8 +86,11 @@ def convert(
     store = store or Store()
     stages = _Stages(view)
     checkpoint = _resolve(options, stages, store)
+    options = with_degree(options, checkpoint, store, view.note)
     work = Workbench(options, checkpoint, store)
     check_positions(work)
+    for note in work.sharding.notes if work.sharding is not None else ():
+        view.note(note)
     if work.full_proof:
         check_prompts(work)
         if work.tokenizer is None:
@@ -123,6 +130,7 @@ def _planned(
     options: ConvertOptions, stages: _Stages, store: Store, cut: bool = False
 ) -> tuple[Workbench, Plan]:
     checkpoint = _resolve(options, stages, store)
+    options = with_degree(options, checkpoint, store, stages.view.note)
     work = Workbench(options, checkpoint, store)
     if cut:
         work = Workbench(within_positions(work), checkpoint, store)
@@ -153,13 +161,14 @@ def _with_drafts(work: Workbench, plan: Plan, drafting: Drafting, stages: _Stage
 
 def _resolve(options: ConvertOptions, stages: _Stages, store: Store) -> Checkpoint:
     with stages.stage("checkpoint") as result:
-        return resolve(
+        checkpoint = resolve(
             options.model,
             store=store,
             random_weights=options.random_weights,
             revision=options.revision,
             progress=lambda text: result.progress(text, 0, 0),
         )
+        return quantized(checkpoint, options.weight_format) if options.weight_format else checkpoint
 
 
 def _merged(earlier: Sequence[ParityReport], later: Sequence[ParityReport]) -> list[ParityReport]:
@@ -192,6 +201,7 @@ class _Proofs:
         self.kernel_reports: list[ParityReport] = []
         self.graph_reports: list[ParityReport] = []
         self.model_reports: list[ParityReport] = []
+        self.quantization_cost: QuantizationCost | None = None
         self.lowered: dict[torch.dtype, list[LoweredGraph]] = {}
         self.whole_proofs: dict[torch.dtype, SequenceProof | ForwardProof] = {}
 
@@ -215,12 +225,24 @@ class _Proofs:
         with self.stages.stage("transformers reference") as result:
             if work.family != "encoder":
                 prompts, result.reused = all_oracles(work, result.progress)
-                self._expect(SequenceProof, prompts)
+                rows = has_own_rows([graph.spec for graph in self.lowered[torch.float32]])
+                self._expect(BatchProof if rows else SequenceProof, prompts)
             else:
                 specs = [graph.spec for graph in self.lowered[torch.float32]]
                 samples, result.reused = forward_runs.all_runs(work, specs, result.progress)
                 self._expect(ForwardProof, samples)
-            work.forget_model()
+            if work.checkpoint.unquantized is None:
+                work.forget_model()
+        if work.checkpoint.unquantized is not None:
+            self._weigh_quantization()
+
+    def _weigh_quantization(self) -> None:
+        """What the weight format costs, beside the unquantised model."""
+        work = self.work
+        with self.stages.stage(f"what {work.options.weight_format} costs") as result:
+            specs = [graph.spec for graph in self.lowered[torch.float32]]
+            self.quantization_cost, result.reused = quantization_cost(work, specs, result.progress)
+        work.forget_model()
 
     def _expect(self, proof: Callable[..., Any], runs: Mapping[torch.dtype, Any]) -> None:
         """Make the whole-model proof of each dtype from what transformers answered in it."""
@@ -243,11 +265,20 @@ class _Proofs:
                 reports, made = proof.graph_reports(result.progress)
                 self.graph_reports = _merged(self.graph_reports, reports)
                 result.reused = made == 0
+            if dtype is torch.float32 and self.work.sharding is not None:
+                self._beside_one_rank(proof)
             with self.stages.stage(f"ported model = model, {name} (simulator)") as result:
                 report, made = proof.model_report(result.progress)
                 self.model_reports.append(report)
                 result.reused = made == 0
             proof.release()
+
+    def _beside_one_rank(self, proof: SequenceProof | ForwardProof) -> None:
+        assert isinstance(proof, SequenceProof), "only models that generate are cut over ranks"
+        with self.stages.stage(f"{self.work.options.tensor_parallel} ranks = one rank (xla-cpu)") as result:
+            reports, made = OneRankProof(proof).reports(result.progress)
+            self.graph_reports = _merged(self.graph_reports, reports)
+            result.reused = made == 0
 
     def stop_unless_passed(self, what: str) -> None:
         failed = [report for report in self._all_reports() if not report.passed]
@@ -292,6 +323,7 @@ class _Proofs:
             target=self.work.options.target,
             dtype=self.work.options.dtype,
             bundle=bundle,
+            quantization_cost=self.quantization_cost,
         )
 
     def bundle(self) -> Conversion:
@@ -312,6 +344,7 @@ class _Proofs:
                     "graphs": self.graph_reports,
                     "model": self.model_reports,
                 },
+                quantization_cost=self.quantization_cost,
                 golden=self._golden(),
                 target=options.target,
                 dtype=options.dtype,

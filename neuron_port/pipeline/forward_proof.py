@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neuron_port.execution import simulated_operator, to_numpy
+from neuron_port.execution import to_numpy
 from neuron_port.parity.embeddings import (
     FEWEST_SAMPLES,
     check_direction,
@@ -25,62 +24,21 @@ from neuron_port.parity.embeddings import (
 )
 from neuron_port.parity.model import OutputJudge, pooled_r_ratio
 from neuron_port.pipeline.forward_runs import ForwardRun, Runs
-from neuron_port.pipeline.lowering import LoweredGraph, export_one
-from neuron_port.pipeline.planning import Plan
+from neuron_port.pipeline.graph_steps import GRAPH_STAGE, MODEL_STAGE, GraphSteps, Progress, refused
 from neuron_port.pipeline.samples import fingerprints
-from neuron_port.pipeline.sequence_proof import XlaStep, refused
-from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
+from neuron_port.pipeline.workbench import code_digest, oracle_name
 from neuron_port.port.generate import Step
-from neuron_port.port.run import GraphRunner, WeightBank
 from neuron_port.simulator import SimulatorError
 from neuron_port.store import write_json
 from neuron_port.types import CaseResult, GraphSpec, ParityReport, Tier, digest, from_json, to_json
 
-GRAPH_STAGE, MODEL_STAGE = "graph-proof", "model-proof"
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass
-class ForwardProof:
+class ForwardProof(GraphSteps):
     """Runs samples in one dtype; `graphs` are lowered in that dtype, `truths` are float32 and `baselines` in it."""
 
-    work: Workbench
-    plan: Plan
-    dtype: torch.dtype
-    graphs: Sequence[LoweredGraph]
     truths: Runs
     baselines: Runs | None  # None in float32
-
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-    @cached_property
-    def bank(self) -> WeightBank:
-        return WeightBank(lambda name, dtype: self.work.reader.get(name, dtype))
-
-    @cached_property
-    def xla_steps(self) -> list[XlaStep]:
-        return [XlaStep(graph, self.bank) for graph in self.graphs]
-
-    @cached_property
-    def simulator_steps(self) -> list[GraphRunner]:
-        target = self.work.options.target
-        names = sorted({match.recipe for match in self.plan.matches.matches if match.recipe is not None})
-        operators = {name: simulated_operator(self.work.registry[name], target) for name in names}
-        steps = [
-            GraphRunner(export_one(self.work, self.plan, number, self.dtype), self.bank, operators)
-            for number in range(len(self.plan.graphs))
-        ]
-        if self.dtype is not torch.float32:
-            for operator in operators.values():
-                operator.share_weights(self.bank.values())
-        return steps
-
-    def release(self) -> None:
-        """Free the weights and everything bound to them."""
-        for name in ("bank", "xla_steps", "simulator_steps"):
-            self.__dict__.pop(name, None)
 
     def graph_reports(self, progress: Progress) -> tuple[list[ParityReport], int]:
         """Proof 2: one report for each graph; and how many samples were run now."""
@@ -168,14 +126,10 @@ class ForwardProof:
 
     def _sample(self, number: int, place: int, tier: Tier) -> tuple[dict[str, Any], bool]:
         graph, truth = self.graphs[place], self.truths[number, place]
-        kernels = {
-            name: self.work.registry[name].kernel.sha256
-            for name in {match.recipe for match in self.plan.matches.matches if match.recipe is not None}
-        }
         key = digest(
             hashlib.sha256(graph.reference_hlo).hexdigest(),
             tier,
-            {} if tier == "xla-cpu" else kernels,
+            {} if tier == "xla-cpu" else self.kernel_digests,
             self.work.options.target,
             self.work.checkpoint.revision,
             fingerprints(truth.inputs),

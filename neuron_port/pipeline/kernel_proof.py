@@ -58,6 +58,7 @@ class KernelProof:
             match.signature,
             recipe_digest(found),
             work.options.target,
+            work.options.tensor_parallel,
             [str(dtype) for dtype in work.proof_dtypes],
             [prompt.text for prompt in work.options.prompts[:1]],
             work.full_proof,
@@ -73,7 +74,9 @@ class KernelProof:
                     walk.calls[match.signature],
                     match,
                     found,
-                    read_weight=lambda name, first: work.reader.get(name, torch.float32, first=first),
+                    read_weight=lambda name, first: work.first_part(
+                        name, work.reader.get(name, torch.float32, first=first)
+                    ),
                     target=work.options.target,
                     dtypes=work.proof_dtypes,
                     oracle=oracle_name(),
@@ -85,8 +88,12 @@ class KernelProof:
         return from_json(ParityReport, work.store.read_json(STAGE, key, "report.json")), reused
 
     def _capture(self, walk: Walk, layer: Layer) -> Capture | None:
-        """The layer's real inputs for the first prompt, where the whole model can be run."""
-        if not self.work.full_proof or self.work.options.batch != 1:
+        """The layer's real inputs for the first prompt, where the whole model can be run.
+
+        A rank by itself has none: what its layers are given depends on the other ranks.
+        """
+        options = self.work.options
+        if not self.work.full_proof or options.batch != 1 or options.tensor_parallel != 1:
             return None
         if self._captures is None:
             first_layers = {match.layers[0] for match in self.plan.matches.matches}

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from neuron_port.build.finishing.hlo_edit import without_kernels
 from neuron_port.errors import LoweringError, NeuronPortError
 from neuron_port.execution import to_numpy
-from neuron_port.lower import KernelCall, decompose, emit, inline_references, lint
+from neuron_port.lower import KernelCall, decompose, emit, lint
 from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.workbench import Workbench, code_digest
 from neuron_port.port.export import ExportedGraph, export_graph
@@ -21,6 +22,7 @@ from neuron_port.port.operators import register
 from neuron_port.store import write_json
 from neuron_port.types import GraphSpec, digest, from_json, to_json
 from neuron_port.walk.calls import dtype_name
+from neuron_port.walk.sharding import check_joined
 
 STAGE = "graphs"
 
@@ -48,14 +50,18 @@ def _export(work: Workbench, plan: Plan, number: int, dtype: torch.dtype) -> Exp
     register(work.registry)
     graph = plan.graphs[number]
     try:
-        return export_graph(
+        exported = export_graph(
             work.skeleton(dtype),
             lambda model: work.programs(model)[number],
             plan.matches.by_layer(graph),
             work.registry,
             stored=work.checkpoint.weights,
             canonical=work.reader.canonical,
+            shards={} if work.sharding is None else {**work.sharding.tensors, **work.sharding.states},
         )
+        if work.sharding is not None:
+            check_joined(work.sharding, exported.program.graph, exported.spec.id)
+        return exported
     except NeuronPortError:
         raise
     except Exception as error:  # torch.export raises whatever the model's own code does under it
@@ -90,7 +96,7 @@ def lower_one(work: Workbench, plan: Plan, number: int, dtype: torch.dtype) -> t
         str(dtype),
         ships,
         torch.__version__,
-        code_digest("lower", "port", "walk"),
+        code_digest("lower", "port", "walk", "build/finishing/hlo_edit"),
     )
 
     def write(folder: Path) -> None:
@@ -104,12 +110,11 @@ def lower_one(work: Workbench, plan: Plan, number: int, dtype: torch.dtype) -> t
         }
         references = {name: work.registry[name].reference for name in used}
         findings: Any = {}
+        hlo = emit(decompose(exported.program), exported.spec, kernels=kernels, references=references)
         if ships:
-            hlo = emit(decompose(exported.program), exported.spec, kernels=kernels)
             findings = to_json(lint(hlo, work.options.target, exported.spec))
             (folder / "graph.hlo.pb").write_bytes(hlo)
-        reference_hlo = emit(inline_references(exported.program, references), exported.spec, kernels={})
-        (folder / "graph.ref.hlo.pb").write_bytes(reference_hlo)
+        (folder / "graph.ref.hlo.pb").write_bytes(without_kernels(hlo))
         write_json(folder / "spec.json", to_json(exported.spec))
         write_json(folder / "lint.json", findings)
         save_file(

@@ -12,6 +12,7 @@ from neuron_port.errors import UsageError
 
 GENERATION_OF_TARGET = {"inf2": "gen2", "trn1": "gen2", "trn2": "gen3"}
 DTYPES = ("bfloat16", "float32")
+WEIGHT_FORMATS = ("int8", "fp8")
 DEFAULT_PROMPTS = (
     Prompt(text="The capital of France is"),
     Prompt(text="Water freezes at zero degrees Celsius and boils at"),
@@ -38,6 +39,9 @@ class ConvertOptions:
     compiler_layers: tuple[str, ...] = ()
     recipe_folders: tuple[Path, ...] = ()
     proof: Literal["auto", "full", "kernels"] = "auto"
+    weight_format: str | None = None  # None: all weights in `dtype`
+    tensor_parallel: int = 1  # ranks, a core each
+    preset_ranks: int = 1  # what the preset proposes where the user said nothing (degree.py)
 
     @property
     def generation(self) -> str:
@@ -54,6 +58,7 @@ def complete_options(
     batch: int | None = None,
     prompts: Sequence[str] = (),
     output: Path | None = None,
+    tensor_parallel: int | None = None,
     **others: Any,
 ) -> ConvertOptions:
     """Fill what the user left open from the model's preset, and refuse what cannot be.
@@ -67,6 +72,9 @@ def complete_options(
     chosen_target = target or defaults.get("target", "trn2")
     chosen_dtype = dtype or defaults.get("dtype", "bfloat16")
     chosen_buckets = tuple(sorted(set(buckets or defaults.get("buckets", (128,)))))
+    weight_format = others.get("weight_format")
+    suffix = f"-{weight_format}" if weight_format else ""
+    suffix += f"-tp{tensor_parallel}" if (tensor_parallel or 1) > 1 else ""
     options = ConvertOptions(
         model=model,
         target=chosen_target,
@@ -75,8 +83,11 @@ def complete_options(
         cache_length=_first_given(cache_length, defaults.get("cache_length"), 2 * max(chosen_buckets)),
         batch=_first_given(batch, defaults.get("batch"), 1),
         prompts=tuple(Prompt(text=text) for text in prompts) or preset_prompts,
+        tensor_parallel=_first_given(tensor_parallel, 1),
+        preset_ranks=_first_given(tensor_parallel and 1, defaults.get("tensor_parallel"), 1),
         output=output
-        or Path("bundles") / f"{Path(model).name.removesuffix('.gguf')}-{chosen_target}-{chosen_dtype}",
+        or Path("bundles")
+        / f"{Path(model).name.removesuffix('.gguf')}-{chosen_target}-{chosen_dtype}{suffix}",
         **others,
     )
     _check(options)
@@ -95,6 +106,11 @@ def _check(options: ConvertOptions) -> None:
         )
     if options.dtype not in DTYPES:
         raise UsageError(f"Unknown dtype: `{options.dtype}`", hint=f"One of {', '.join(DTYPES)}.")
+    if options.weight_format not in (None, *WEIGHT_FORMATS):
+        raise UsageError(
+            f"Unknown weight format: `{options.weight_format}`",
+            hint=f"One of {', '.join(WEIGHT_FORMATS)}; without the option all weights are in --dtype.",
+        )
     if min(options.buckets) < 1:
         raise UsageError(
             f"A bucket must hold at least one token: `{min(options.buckets)}`",
@@ -107,8 +123,17 @@ def _check(options: ConvertOptions) -> None:
         )
     if options.batch < 1:
         raise UsageError(f"The batch must be at least one: `{options.batch}`", hint="Use --batch 1.")
+    if options.tensor_parallel < 1:
+        raise UsageError(
+            f"There must be at least one rank: `{options.tensor_parallel}`", hint="Use --tensor-parallel 2."
+        )
     if options.new_tokens < 2:
         raise UsageError(
             f"At least two tokens must be generated for the proof: `{options.new_tokens}`",
             hint="Use --new-tokens 2 or more.",
+        )
+    if options.weight_format and options.tensor_parallel > 1:
+        raise UsageError(
+            f"Weights in {options.weight_format} cannot be cut over {options.tensor_parallel} ranks yet",
+            hint="Use --tensor-parallel 1, or leave --weight-format out.",
         )

@@ -37,6 +37,7 @@ def make_plan(work: Workbench, progress: Callable[[str, int, int], None]) -> tup
         list(options.buckets),
         options.cache_length,
         options.batch,
+        options.tensor_parallel,
         sorted(options.compiler_layers),
         {name: recipe_digest(found) for name, found in work.registry.items()},
         code_digest("walk", "match", "types", "recipe", "pipeline/planning"),

@@ -2,110 +2,46 @@
 
 Both run the same graphs. On XLA-CPU they run as emitted, references inlined: proof 2. On the simulator the kernels
 run in place of the references: proof 3. Every prompt is kept by itself, so an interrupted run loses one at most.
+Prompts that share a batch are in batch_proof.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from neuron_port.errors import ParityError
-from neuron_port.execution import simulated_operator, to_numpy, to_torch
-from neuron_port.lower import XlaExecutable
 from neuron_port.parity.model import OracleRun, check_greedy, check_outputs, pooled_r_ratio
-from neuron_port.pipeline.lowering import LoweredGraph, export_one
+from neuron_port.pipeline.graph_steps import (
+    GRAPH_STAGE,
+    MODEL_STAGE,
+    PARALLEL_CODE,
+    GraphSteps,
+    Progress,
+    refused,
+)
 from neuron_port.pipeline.oracle import DECODE_STEPS
-from neuron_port.pipeline.planning import Plan
 from neuron_port.pipeline.samples import fingerprints
-from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
+from neuron_port.pipeline.workbench import code_digest, oracle_name
 from neuron_port.port.generate import Session, Step
-from neuron_port.port.run import GraphRunner, WeightBank
 from neuron_port.simulator import SimulatorError
 from neuron_port.store import write_json
 from neuron_port.types import CaseResult, GraphSpec, ParityReport, digest, from_json, to_json
 
-GRAPH_STAGE, MODEL_STAGE = "graph-proof", "model-proof"
-Progress = Callable[[str, int, int], None]
-
-
-class XlaStep:
-    """An emitted graph on XLA-CPU with its weights bound, called like a step."""
-
-    def __init__(self, graph: LoweredGraph, bank: WeightBank) -> None:
-        self.spec: GraphSpec = graph.spec
-        weights = {
-            item.name: graph.derived[item.source.removeprefix("derived:")]
-            if item.source is not None and item.source.startswith("derived:")
-            else to_numpy(bank.get(item))
-            for item in graph.spec.inputs
-            if item.role == "weight"
-        }
-        self._executable = XlaExecutable(graph.reference_hlo).bind(weights)
-
-    def __call__(
-        self, inputs: Sequence[torch.Tensor], states: Sequence[torch.Tensor]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        results = [to_torch(item) for item in self._executable(*map(to_numpy, (*inputs, *states)))]
-        count = len(results) - len(states)
-        return results[:count], results[count:]
-
 
 @dataclass
-class SequenceProof:
+class SequenceProof(GraphSteps):
     """Runs prompts in one dtype; `graphs` are lowered in that dtype, `truths` are float32 and `baselines` in it."""
 
-    work: Workbench
-    plan: Plan
-    dtype: torch.dtype
-    graphs: Sequence[LoweredGraph]
     truths: Sequence[OracleRun]
     baselines: Sequence[OracleRun] | None  # None in float32
 
     @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
     def decode_steps(self) -> int:
         return min(DECODE_STEPS, self.work.options.new_tokens - 1)
-
-    @cached_property
-    def bank(self) -> WeightBank:
-        return WeightBank(lambda name, dtype: self.work.reader.get(name, dtype))
-
-    @cached_property
-    def xla_steps(self) -> list[XlaStep]:
-        return [XlaStep(graph, self.bank) for graph in self.graphs]
-
-    @cached_property
-    def simulator_steps(self) -> list[GraphRunner]:
-        """The graphs with every kernel on the simulator; weights are brought into its form once."""
-        target = self.work.options.target
-        operators = {name: simulated_operator(self.work.registry[name], target) for name in self._recipes}
-        steps = [
-            GraphRunner(export_one(self.work, self.plan, number, self.dtype), self.bank, operators)
-            for number in range(len(self.plan.graphs))
-        ]
-        if self.dtype is not torch.float32:
-            for operator in operators.values():
-                operator.share_weights(self.bank.values())
-        return steps
-
-    def release(self) -> None:
-        """Free the weights and everything bound to them."""
-        for name in ("bank", "xla_steps", "simulator_steps"):
-            self.__dict__.pop(name, None)
-
-    @property
-    def _recipes(self) -> list[str]:
-        return sorted({match.recipe for match in self.plan.matches.matches if match.recipe is not None})
 
     def session(self, steps: Sequence[Step], only: GraphSpec | None = None) -> Session:
         """A session over all buckets, or over `only` one."""
@@ -120,7 +56,7 @@ class SequenceProof:
         cases: dict[str, list[CaseResult]] = {}
         seconds: dict[str, float] = {}
         made = 0
-        for number, bucket in self._assignments():
+        for number, bucket in self.assignments():
             stored, reused = self._graph_prompt(number, bucket, progress)
             made += not reused
             for graph, phase in ((bucket, "prefill"), (self.graphs[-1].spec, "decode")):
@@ -130,14 +66,14 @@ class SequenceProof:
             ParityReport(
                 subject=name,
                 oracle=f"{oracle_name()}, float32",
-                cases=(*found, *_pooled(found)) if self.baselines is not None else tuple(found),
+                cases=(*found, *pooled(found)) if self.baselines is not None else tuple(found),
                 not_proven=("neuronx-cc has not compiled this graph",),
                 seconds=seconds[name],
             )
             for name, found in cases.items()
         ], made
 
-    def _assignments(self) -> list[tuple[int, GraphSpec]]:
+    def assignments(self) -> list[tuple[int, GraphSpec]]:
         """Each prompt with the smallest bucket that holds it; buckets that none needs get the first prompt too."""
         buckets = [graph.spec for graph in self.graphs[:-1]]
         lengths = [truth.length for truth in self.truths]
@@ -157,8 +93,8 @@ class SequenceProof:
         key = digest(
             [hashlib.sha256(graph.reference_hlo).hexdigest() for graph in self.graphs],
             bucket.id,
-            *self._prompt_key(truth),
-            code_digest("lower/execution", "parity", "port"),
+            *self.prompt_key(truth),
+            code_digest("lower/execution", *PARALLEL_CODE, "parity", "port"),
         )
 
         def write(folder: Path) -> None:
@@ -188,7 +124,7 @@ class SequenceProof:
             seconds += stored["seconds"]
             made += not reused
         if self.baselines is not None:
-            cases += _pooled(cases)
+            cases += pooled(cases)
         what = "greedy" if self.baselines is None else "teacher-forced"
         return ParityReport(
             subject=f"{self.dtype_name} {what}",
@@ -202,10 +138,10 @@ class SequenceProof:
         truth = self.truths[number]
         key = digest(
             [hashlib.sha256(graph.reference_hlo).hexdigest() for graph in self.graphs],
-            {name: self.work.registry[name].kernel.sha256 for name in self._recipes},
+            self.kernel_digests,
             self.work.options.target,
-            *self._prompt_key(truth),
-            code_digest("simulator", "execution", "parity", "port"),
+            *self.prompt_key(truth),
+            code_digest("simulator", "execution", *PARALLEL_CODE, "parity", "port"),
         )
 
         def write(folder: Path) -> None:
@@ -241,10 +177,14 @@ class SequenceProof:
             decode_steps=self.decode_steps,
             progress=report,
         )
-        return [*_named("prefill", prefill), *_named("decode", decode)]
+        return [*named("prefill", prefill), *named("decode", decode)]
 
-    def _prompt_key(self, truth: OracleRun) -> tuple[object, ...]:
+    def prompt_key(self, truth: OracleRun) -> tuple[object, ...]:
+        """What a prompt's cases depend on besides the graphs and the code."""
         return (
+            [
+                item.shard for graph in self.graphs for item in graph.spec.inputs
+            ],  # no graph says whose part it is given
             self.work.checkpoint.revision,
             fingerprints(truth.sample),
             list(truth.tokens),
@@ -253,22 +193,13 @@ class SequenceProof:
         )
 
 
-def refused(where: str, error: SimulatorError) -> ParityError:
-    """A kernel that passed by itself, and that the model calls with values which the hardware would not take."""
-    place = f" ({error.location})" if error.location else ""
-    return ParityError(
-        f"The simulator refused a kernel inside the ported model, {where}: {error.message}{place}",
-        hint="A recipe can be left to the compiler with --compiler NAME.",
-    )
-
-
-def _pooled(cases: Sequence[CaseResult]) -> list[CaseResult]:
+def pooled(cases: Sequence[CaseResult]) -> list[CaseResult]:
     """The R-ratio of each output over all prompts (and phases) of a report."""
     outputs = ("logits", "key caches", "value caches")
     of_output = {output: [case for case in cases if output in case.name] for output in outputs}
     return [pooled_r_ratio(found, output) for output, found in of_output.items() if found]
 
 
-def _named(phase: str, cases: Sequence[CaseResult]) -> list[CaseResult]:
+def named(phase: str, cases: Sequence[CaseResult]) -> list[CaseResult]:
     """The same cases under names that say which phase they belong to."""
     return [replace(case, name=f"{case.name} · {phase}") for case in cases]

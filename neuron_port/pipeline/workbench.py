@@ -23,6 +23,7 @@ from neuron_port.checkpoint import (
     load_config,
     load_model,
     load_tokenizer,
+    with_quantized_layers,
 )
 from neuron_port.pipeline.options import ConvertOptions
 from neuron_port.pipeline.samples import make_sample
@@ -34,6 +35,7 @@ from neuron_port.walk.families import family_of, programs_of
 from neuron_port.walk.families.encoder import wanted_inputs
 from neuron_port.walk.pooling import pool_with, read_pooling
 from neuron_port.walk.program import GraphShapes, Program
+from neuron_port.walk.sharding import Sharding, part_of, shard
 from neuron_port.walk.walker import Walk, walk
 
 # Above this the whole-model proofs (float32 oracle, ported weights, XLA's copy) leave a laptop's memory.
@@ -89,9 +91,26 @@ class Workbench:
         return sum(spec.size for spec in self.checkpoint.weights.values())
 
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
-        model = build_skeleton(self.config, dtype)
+        """The model without data; for several ranks, what each of them has of it."""
+        model = self._whole_skeleton(dtype)
+        if self.sharding is not None:
+            shard(model, self.sharding.ranks, known=self.sharding)
+        return model
+
+    def _whole_skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
+        model = with_quantized_layers(build_skeleton(self.config, dtype), self.checkpoint)
         pool_with(model, read_pooling(Path(self.checkpoint.directory)))
         return model
+
+    @cached_property
+    def sharding(self) -> Sharding | None:
+        """How the model is cut over ranks; None for one rank."""
+        ranks = self.options.tensor_parallel
+        return None if ranks == 1 else shard(self._whole_skeleton(self.dtype), ranks)
+
+    def first_part(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Of a parameter's values what rank 0 has of them: all of them, unless the model is cut over ranks."""
+        return tensor if self.sharding is None else part_of(tensor, self.sharding.tensors.get(name), 0)
 
     @cached_property
     def family(self) -> Family:
@@ -121,7 +140,8 @@ class Workbench:
         """transformers' own model with the real weights; one dtype is kept at a time."""
         if dtype not in self._models:
             self._models.clear()
-            model = load_model(self.checkpoint, dtype)
+            model = load_model(self.checkpoint.unquantized or self.checkpoint, dtype)
+            with_quantized_layers(model, self.checkpoint, self.reader.get)
             pool_with(model, read_pooling(Path(self.checkpoint.directory)))
             self._models[dtype] = model
         return self._models[dtype]

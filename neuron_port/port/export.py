@@ -21,7 +21,7 @@ from neuron_port.match.probe import laid_out, tensor_of
 from neuron_port.port.operators import operator
 from neuron_port.recipe import Recipe
 from neuron_port.registry import Registry
-from neuron_port.types import GraphInput, GraphOutput, GraphSpec, Match, TensorSpec, WeightSource
+from neuron_port.types import GraphInput, GraphOutput, GraphSpec, Match, Shard, TensorSpec, WeightSource
 from neuron_port.walk.calls import Call, flatten_tensors, spec_of
 from neuron_port.walk.cutpoints import intercept
 from neuron_port.walk.program import Program
@@ -46,6 +46,7 @@ def export_graph(
     *,
     stored: Collection[str],
     canonical: Callable[[str], str],
+    shards: Mapping[str, Shard] | None = None,
 ) -> ExportedGraph:
     """Export one program with kernels substituted.
 
@@ -55,13 +56,14 @@ def export_graph(
         matches: the decision for each layer name of this phase.
         stored: names of the tensors that the checkpoint holds; other buffers are computed.
         canonical: the checkpoint's name for a parameter: that of a tied weight's home, otherwise the same.
+        shards: of a skeleton that was cut over ranks: parameter or state -> which part of it a rank has.
     """
     model = copy.deepcopy(skeleton)
     program = program_of(model)
     sources = _lay_out_weights(model, matches)
     with torch.no_grad(), intercept(model, _Substitution(matches, registry)):
         exported = torch.export.export(program.step, program.arguments, strict=False)
-    names = _Names(exported, program, sources, stored, canonical)
+    names = _Names(exported, program, sources, stored, canonical, shards or {})
     spec = GraphSpec(
         id=program.id,
         phase=program.phase,
@@ -152,8 +154,10 @@ class _Names:
         sources: Mapping[str, WeightSource],
         stored: Collection[str],
         canonical: Callable[[str], str],
+        shards: Mapping[str, Shard],
     ) -> None:
         self.exported = exported
+        self.shards = shards
         self.signature = exported.graph_signature
         self.program = program
         self.sources = sources
@@ -175,15 +179,28 @@ class _Names:
             spec = narrow(spec_of(self.values[item.arg.name]))
             if item.kind is InputKind.USER_INPUT:
                 name, role = next(own)
-                records.append(GraphInput(name=name, role=role, spec=spec))  # type: ignore[arg-type]
+                part = self.shards.get(name) if role == "state" else None
+                records.append(GraphInput(name=name, role=role, spec=spec, shard=part))  # type: ignore[arg-type]
             elif item.kind is InputKind.PARAMETER or id(item) in buffers:
                 name = str(item.target).removeprefix("model.")
-                source = buffers[id(item)] if id(item) in buffers else self.canonical(name)
+                source = buffers[id(item)] if id(item) in buffers else self._source(name)
                 transform = self.sources[name].transform if name in self.sources else "none"
                 records.append(
-                    GraphInput(name=name, role="weight", spec=spec, source=source, transform=transform)
+                    GraphInput(
+                        name=name,
+                        role="weight",
+                        spec=spec,
+                        source=source,
+                        transform=transform,
+                        shard=self.shards.get(name),
+                    )
                 )
         return tuple(records)
+
+    def _source(self, name: str) -> str:
+        """The checkpoint's name of a parameter; a tied one that is cut differently from its home keeps its own."""
+        home = self.canonical(name)
+        return home if self.shards.get(home) == self.shards.get(name) else name
 
     def buffers(self) -> Iterator[tuple[InputSpec, str]]:
         """Buffers and constants that are inputs, each with its source: the checkpoint, or our own computation."""

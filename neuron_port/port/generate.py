@@ -1,11 +1,15 @@
 """Generation over static graphs: pick the smallest bucket that holds the prompt, then decode a token at a time.
 
-One sequence at a time: in a graph of batch B every row carries it.  S = bucket, C = cache length, V = vocabulary.
+`Batch` has a sequence of its own in every row of the decode graph. `Session` has one sequence alone: in graphs of more
+rows all of them carry it, and the first one's answer counts.
+
+B = rows, S = bucket, C = cache length, V = vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -48,27 +52,20 @@ class Session:
         """
         self._sample = sample
         count = next(iter(sample.values())).shape[-1]
-        sizes = list(self._prefills)
-        if self._prefills[sizes[0]].spec.fills_bucket:
-            filled = [size for size in sizes if size <= count]
-            head = filled[-1] if filled else 0
+        bucket = _bucket(self._prefills, count)
+        if bucket < count:
             ids = sample["input_ids"]
-            logits = self._prefill({"input_ids": ids[:, :head]}, head, head) if head else self._begin_empty()
-            for token in ids[0, head:].tolist():
+            head = {"input_ids": ids[:, :bucket]}
+            logits = self._prefill(head, bucket, bucket) if bucket else self._begin_empty()
+            for token in ids[0, bucket:].tolist():
                 logits = self.advance(token)
             return logits
-        bucket = next((size for size in sizes if size >= count), None)
-        if bucket is None:
-            raise UsageError(
-                f"The prompt has {count} tokens, the largest bucket holds {max(self._prefills)}",
-                hint="Convert with a larger --buckets.",
-            )
         return self._prefill(sample, bucket, 1 if "decoder_input_ids" in sample else count)
 
     def _prefill(self, sample: Sample, bucket: int, length: int) -> torch.Tensor:
         spec = self._prefills[bucket].spec
         self.length = length
-        given = {**sample, "positions": torch.full((1,), length - 1)}
+        given = {**sample, "positions": torch.full((1,), length - 1), "slot": torch.zeros(1)}
         (logits,), self._caches = self._prefills[bucket](_inputs(spec, given), _empty_states(spec))
         return logits[0]
 
@@ -81,11 +78,7 @@ class Session:
     def advance(self, token: int) -> torch.Tensor:
         """Append `token` and return the logits of what follows it."""
         spec = self._decode.spec
-        if self.length >= spec.cache_length:
-            raise UsageError(
-                f"The sequence fills all {self.length} cache slots",
-                hint="Convert with a larger --cache-length.",
-            )
+        _check_room(spec, self.length)
         ids, here = torch.full((1, 1), token), torch.full((1,), self.length)
         given = {**self._sample, "input_ids": ids, "decoder_input_ids": ids, "positions": here}
         if "position_ids" in self._sample:  # places on several axes: a text goes on by one on each
@@ -97,16 +90,136 @@ class Session:
 
     def caches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(keys, values) of each layer that has them for the tokens seen so far, [G, L, D] each, as in transformers."""
-        names = [item.name for item in self._decode.spec.inputs if item.role == "state"]
-        states = dict(zip(names, self._caches, strict=True))
-        return [
-            (
-                keys[0, :, :, : self.length].transpose(1, 2),
-                states[name.replace("key_cache", "value_cache")][0, :, : self.length],
-            )
-            for name, keys in states.items()
-            if name.startswith("key_cache")
-        ]
+        return _caches_of(self._decode.spec, self._caches, 0, self.length)
+
+
+@dataclass
+class _Row:
+    """What stands in one row of a batch: how many of its cache slots are filled, and the prompt's tokens to come."""
+
+    length: int
+    coming: list[int]
+
+
+class Batch:
+    """A sequence in each row of the decode graph: prompts come and go while other rows are in the middle of theirs.
+
+    Every row that has a sequence takes part in every step. A row that has none is given token 0 at position 0, which
+    writes into that row alone; the next prompt that comes there writes over it.
+    """
+
+    def __init__(self, prefills: Mapping[int, Step], decode: Step) -> None:
+        self._prefills = dict(sorted(prefills.items()))
+        self._decode = decode
+        self._states = _empty_states(decode.spec)
+        self._rows: dict[int, _Row] = {}
+
+    @property
+    def idle(self) -> list[int]:
+        """The rows without a sequence."""
+        return [row for row in range(self._decode.spec.batch) if row not in self._rows]
+
+    def start(self, row: int, prompt: Sequence[int], *, only: int | None = None) -> torch.Tensor | None:
+        """Put a prompt into an idle row, through the `only` bucket if one is named; returns the logits [V] that follow.
+
+        None where prompts must fill their bucket and this one goes beyond it: the next steps take what is left of it,
+        a token each, and the first that returns logits for the row has taken the last.
+        """
+        assert row in self.idle, f"row {row} already has a sequence"
+        prefills = self._prefills if only is None else {only: self._prefills[only]}
+        bucket = _bucket(prefills, len(prompt))
+        length = min(bucket, len(prompt))
+        self._rows[row] = _Row(length, list(prompt[length:]))
+        if not bucket:
+            self._clear(row)
+            return None
+        logits = self._prefill(row, self._prefills[bucket], prompt[:length])
+        return logits if length == len(prompt) else None
+
+    def _prefill(self, row: int, step: Step, prompt: Sequence[int]) -> torch.Tensor:
+        given = {
+            "input_ids": torch.tensor([list(prompt)]),
+            "positions": torch.tensor([len(prompt) - 1]),
+            "slot": torch.tensor([row]),
+        }
+        (logits,), self._states = step(_inputs(step.spec, given), self._states)
+        return logits[0]
+
+    def _clear(self, row: int) -> None:
+        """States of zero, from which decoding begins where no prefill has run, whoever was here before."""
+        self._states = [state.clone() for state in self._states]
+        for state in self._states:
+            state[row] = 0
+
+    def advance(self, tokens: Mapping[int, int]) -> dict[int, torch.Tensor]:
+        """One step of all rows that have a sequence; returns the logits [V] of those whose prompt is over, by row.
+
+        Args:
+            tokens: what each row appends; of a row whose prompt is still coming it is not asked.
+        """
+        spec = self._decode.spec
+        ids = torch.zeros((spec.batch, 1), dtype=torch.int32)
+        positions = torch.zeros(spec.batch, dtype=torch.int32)
+        for number, row in self._rows.items():
+            _check_room(spec, row.length)
+            ids[number, 0] = row.coming[0] if row.coming else tokens[number]
+            positions[number] = row.length
+        given = {"input_ids": ids, "positions": positions}
+        inputs = [given[item.name] for item in spec.inputs if item.role == "input"]
+        (logits,), self._states = self._decode(inputs, self._states)
+        for row in self._rows.values():
+            row.coming = row.coming[1:]
+            row.length += 1
+        return {number: logits[number] for number, row in self._rows.items() if not row.coming}
+
+    def finish(self, row: int) -> None:
+        """The row's sequence is over; another may come."""
+        del self._rows[row]
+
+    def caches(self, row: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """As `Session.caches`, of one row."""
+        return _caches_of(self._decode.spec, self._states, row, self._rows[row].length)
+
+
+def _caches_of(
+    spec: GraphSpec, states: Sequence[torch.Tensor], row: int, length: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(keys, values) of each layer that has them, [G, L, D] each: the first `length` slots of one row."""
+    names = [item.name for item in spec.inputs if item.role == "state"]
+    named = dict(zip(names, states, strict=True))
+    return [
+        (
+            keys[row, :, :, :length].transpose(1, 2),
+            named[name.replace("key_cache", "value_cache")][row, :, :length],
+        )
+        for name, keys in named.items()
+        if name.startswith("key_cache")
+    ]
+
+
+def _bucket(prefills: Mapping[int, Step], count: int) -> int:
+    """The smallest bucket that holds the prompt; where prompts must fill theirs, the largest that is filled, or 0.
+
+    Raises:
+        UsageError: the prompt is longer than every bucket.
+    """
+    sizes = sorted(prefills)
+    if prefills[sizes[0]].spec.fills_bucket:
+        return max((size for size in sizes if size <= count), default=0)
+    bucket = next((size for size in sizes if size >= count), None)
+    if bucket is None:
+        raise UsageError(
+            f"The prompt has {count} tokens, the largest bucket holds {sizes[-1]}",
+            hint="Convert with a larger --buckets.",
+        )
+    return bucket
+
+
+def _check_room(spec: GraphSpec, length: int) -> None:
+    if length >= spec.cache_length:
+        raise UsageError(
+            f"The sequence fills all {length} cache slots", hint="Convert with a larger --cache-length."
+        )
 
 
 def _empty_states(spec: GraphSpec) -> list[torch.Tensor]:

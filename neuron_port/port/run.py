@@ -15,6 +15,7 @@ from neuron_port.match.probe import laid_out
 from neuron_port.port.export import ExportedGraph, buffer_value
 from neuron_port.port.operators import use_backend
 from neuron_port.types import GraphInput
+from neuron_port.walk.sharding import part_of
 
 ReadWeight = Callable[[str, torch.dtype], torch.Tensor]
 Operator = Callable[..., Any]
@@ -25,14 +26,17 @@ class WeightBank:
 
     def __init__(self, read: ReadWeight) -> None:
         self._read = read
-        self._weights: dict[tuple[str, str, str], torch.Tensor] = {}
+        self._weights: dict[tuple[str, str, str, int], torch.Tensor] = {}
 
-    def get(self, wanted: GraphInput) -> torch.Tensor:
+    def get(self, wanted: GraphInput, rank: int = 0) -> torch.Tensor:
+        """The weight of a graph; of one that several ranks run, the part of `rank`."""
         assert wanted.source is not None, f"graph input {wanted.name} is not a weight"
-        key = (wanted.source, wanted.transform, wanted.spec.dtype)
+        part = wanted.shard.part(rank) if wanted.shard is not None else -1
+        key = (wanted.source, wanted.transform, wanted.spec.dtype, part)
         if key not in self._weights:
             tensor = self._read(wanted.source, getattr(torch, wanted.spec.dtype))
-            self._weights[key] = laid_out(tensor, wanted.transform).contiguous()
+            own = part_of(tensor, wanted.shard, rank)
+            self._weights[key] = laid_out(own, wanted.transform).contiguous()
         return self._weights[key]
 
     def values(self) -> Iterable[torch.Tensor]:
@@ -43,9 +47,14 @@ class GraphRunner:
     """One graph with its weights bound: called like the step that it was exported from. It takes the program over."""
 
     def __init__(
-        self, exported: ExportedGraph, bank: WeightBank, operators: Mapping[str, Operator] | None = None
+        self,
+        exported: ExportedGraph,
+        bank: WeightBank,
+        operators: Mapping[str, Operator] | None = None,
+        rank: int = 0,
     ) -> None:
         self.spec = exported.spec
+        self._rank = rank
         self._operators = operators or {}
         _bring_to_cpu(exported.program)
         self._interpreter = torch.fx.Interpreter(exported.program.graph_module)
@@ -59,8 +68,8 @@ class GraphRunner:
             if item.kind is InputKind.USER_INPUT:
                 break
             weight = weights.get(str(item.target).removeprefix("model."))
-            if weight is not None and not str(weight.source).startswith("derived:"):
-                bound.append(bank.get(weight))
+            if weight is not None and str(weight.source).removeprefix("derived:") not in exported.derived:
+                bound.append(bank.get(weight, self._rank))
             else:
                 bound.append(buffer_value(exported.program, item))
         return bound

@@ -24,9 +24,10 @@ from neuron_port.report.continuations import continuation
 from neuron_port.report.coverage import DECISIONS
 from neuron_port.report.embeddings import cosine_text, plain_detail
 from neuron_port.report.gaps import gaps
-from neuron_port.report.open_questions import chip_text, open_questions
+from neuron_port.report.open_questions import chip_text, open_questions, ranks_text
 from neuron_port.report.pictures import layer_chart, layer_metrics, limit_axis, strips
 from neuron_port.report.proofs import failures, proofs, verdict
+from neuron_port.report.quantization import cost_columns
 from neuron_port.report.records import Conversion, ConversionFields
 from neuron_port.report.sequences import graph_rows, model_section
 from neuron_port.types import GraphSpec, ParityReport
@@ -54,6 +55,7 @@ def render(conversion: Conversion) -> str:
         proofs=proofs(conversion),
         failures=failures(conversion),
         questions=open_questions(conversion),
+        cost_columns=cost_columns(conversion.quantization_cost),
         decisions=DECISIONS,
         phases=conversion.phases,
         axis=axis,
@@ -169,8 +171,9 @@ def _provenance(conversion: Conversion) -> list[tuple[str, str]]:
         ("Architecture", checkpoint.architecture),
         ("Weights", weights + (", random" if checkpoint.random_weights else "")),
         ("Licence", checkpoint.license or "not stated"),
-        ("Target", f"{conversion.target}, {chip_text(conversion.target)}"),
+        ("Target", f"{conversion.target}, {chip_text(conversion.target)}{ranks_text(conversion)}"),
         ("Dtype", conversion.dtype),
+        *([("Weight format", checkpoint.weight_format)] if checkpoint.weight_format else []),
         *(("Reference", oracle) for oracle in oracles),
         ("Made by", f"neuron-port {neuron_port.__version__}, Python {platform.python_version()}"),
     ]

@@ -32,11 +32,16 @@ def json_summary(**fields: Unpack[ConversionFields]) -> dict[str, Any]:
         },
         "target": conversion.target,
         "dtype": conversion.dtype,
+        "tensor_parallel": conversion.ranks,
         "verdict": {"state": result.state, "headline": result.headline},
         "proofs": [_proof(proof) for proof in proofs(conversion)],
         "not_proven": [{"lead": item.lead, "text": item.text} for item in open_questions(conversion)],
         "unused_parameters": list(conversion.plan.unused_parameters),
         "phases": [_phase(cover, rows) for cover, rows in conversion.phases],
+        "weight_format": checkpoint.weight_format or conversion.dtype,
+        "quantization_cost": None
+        if conversion.quantization_cost is None
+        else {**to_json(conversion.quantization_cost), "means": conversion.quantization_cost.means},
         "failures": [_failure(report, case) for report, case in failures(conversion)],
         "graphs": [spec.id for spec in conversion.graph_specs],
         "stages": [to_json(stage) for stage in conversion.stages],

@@ -38,6 +38,11 @@ def chip_text(target: str) -> str:
     return _CHIPS.get(target.split(".")[0].removesuffix("n"), target)
 
 
+def ranks_text(conversion: Conversion) -> str:
+    """Of a model that is cut over several cores ", 4 tensor-parallel ranks", else nothing."""
+    return f", {conversion.ranks} tensor-parallel ranks" if conversion.ranks > 1 else ""
+
+
 def open_questions(conversion: Conversion) -> list[OpenQuestion]:
     """Everything that a careful reader should not conclude from this conversion, most important first."""
     general = [
@@ -87,6 +92,12 @@ def _from_tiers(conversion: Conversion) -> list[OpenQuestion]:
             "the kernels, called one by one. As one compiled program both run on a device for the first time."
         )
         questions.append(OpenQuestion(lead="Graphs and kernels were not run as one program", text=text))
+    if conversion.ranks > 1 and "xla-cpu" in tiers:
+        text = (
+            f"All {conversion.ranks} ranks ran: on {conversion.ranks} devices of XLA-CPU for proof 2, taking turns on "
+            "the simulator for proof 3. How chips add up the parts, in which order and how fast, no device has shown."
+        )
+        questions.append(OpenQuestion(lead="The ranks have met on a CPU only", text=text))
     if chip_text(conversion.target).endswith("(NeuronCore-v2)"):
         text = (
             "AWS's documents disagree on whether NKI kernels of version 0.3 and later are supported on Inf2 "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from neuron_port.report.coverage import Coverage, PlanRow, coverage, plan_rows
-from neuron_port.types import Checkpoint, GraphSpec, LayerGraph, MatchPlan, ParityReport
+from neuron_port.types import Checkpoint, GraphSpec, LayerGraph, MatchPlan, ParityReport, QuantizationCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class ConversionFields(TypedDict):
     target: str
     dtype: str
     bundle: NotRequired[Path | str | None]
+    quantization_cost: NotRequired[QuantizationCost | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Conversion:
             list becomes findings (text, or mappings of text), anything else is listed.
         target: the chip: "inf2", "trn1" or "trn2".
         bundle: where the bundle was written, or None if there is none.
+        quantization_cost: of a model with quantised weights, how far it is from the unquantised one.
     """
 
     checkpoint: Checkpoint
@@ -71,6 +73,12 @@ class Conversion:
     target: str
     dtype: str
     bundle: Path | str | None = None
+    quantization_cost: QuantizationCost | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Tensor-parallel ranks; one where no graph was lowered."""
+        return max((spec.ranks for spec in self.graph_specs), default=1)
 
     @cached_property
     def phases(self) -> tuple[tuple[Coverage, tuple[PlanRow, ...]], ...]:

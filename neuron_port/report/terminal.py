@@ -21,8 +21,9 @@ from neuron_port.report.numbers import (
     share_text,
     specs_text,
 )
-from neuron_port.report.open_questions import chip_text, open_questions
+from neuron_port.report.open_questions import chip_text, open_questions, ranks_text
 from neuron_port.report.proofs import Proof, failures, proofs, verdict
+from neuron_port.report.quantization import cost_sentences
 from neuron_port.report.records import Conversion, ConversionFields
 from neuron_port.types import LayerGraph, MatchPlan
 
@@ -78,7 +79,7 @@ def summary(**fields: Unpack[ConversionFields]) -> RenderableType:
     sides = proofs(conversion)
     title = Text.assemble(
         (conversion.checkpoint.name, "bold"),
-        (f"  {chip_text(conversion.target)}, {conversion.dtype}", "dim"),
+        (f"  {chip_text(conversion.target)}, {conversion.dtype}{ranks_text(conversion)}", "dim"),
     )
     parts: list[RenderableType] = [
         title,
@@ -88,6 +89,7 @@ def summary(**fields: Unpack[ConversionFields]) -> RenderableType:
         Text(""),
         _coverage_table([cover for cover, _ in conversion.phases]),
         Text(""),
+        *_cost_texts(conversion),
         *_failure_texts(conversion),
         Text("Not proven", style="bold"),
         *[
@@ -161,6 +163,15 @@ def _failure_texts(conversion: Conversion) -> list[RenderableType]:
     if len(found) > _MOST_FAILURES:
         lines.append(Padding(Text(f"and {len(found) - _MOST_FAILURES} more"), (0, 0, 0, 2)))
     return [*lines, Text("")]
+
+
+def _cost_texts(conversion: Conversion) -> list[RenderableType]:
+    """What quantised weights cost; nothing for a model without."""
+    cost = conversion.quantization_cost
+    if cost is None:
+        return []
+    lines = [Padding(Text(f"{sentence}."), (0, 0, 0, 2)) for sentence in cost_sentences(cost)]
+    return [Text(f"What {cost.weight_format} costs", style="bold"), *lines, Text("")]
 
 
 def _gap_text(gap: Gap) -> Padding:

@@ -1,4 +1,4 @@
-"""A functional key/value cache for static graphs, and the one operator that writes it.
+"""A functional key/value cache for static graphs, and the two operators that write states.
 
 transformers' caches mutate themselves; a Neuron graph takes the cache as input and returns it as (aliased) output.
 Keys are kept transposed, [B, G, D, C], so that the decode kernel contracts over head dimensions without transposing;
@@ -29,6 +29,30 @@ def kv_write(cache: torch.Tensor, new: torch.Tensor, positions: torch.Tensor, ax
 @kv_write.register_fake
 def _(cache: torch.Tensor, new: torch.Tensor, positions: torch.Tensor, axis: int) -> torch.Tensor:
     return torch.empty_like(cache)
+
+
+@torch.library.custom_op("neuron_port::row_write", mutates_args=())
+def row_write(state: torch.Tensor, row: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    """Return `state` with `row` written over the beginning of its row `slot`; all other rows are as they were.
+
+    Args:
+        state: [B, ..] of any kind; row: [1, ..], of the state's dtype and along no axis longer than it; slot: int32 [1].
+            Where `row` is shorter (keys of a prompt, in a cache with room for more) the rest of the row is left alone.
+    """
+    written = state.clone()
+    part = written[int(slot)]
+    for axis, size in enumerate(row.shape[1:]):
+        part = part.narrow(axis, 0, size)
+    part.copy_(row[0])
+    return written
+
+
+@row_write.register_fake
+def _(state: torch.Tensor, row: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    fits = row.shape[0] == 1 and all(part <= size for part, size in zip(row.shape, state.shape, strict=True))
+    assert fits, f"a row of shape {tuple(row.shape)} is none of a state of shape {tuple(state.shape)}"
+    assert row.dtype == state.dtype, f"a row of {row.dtype} is none of a state of {state.dtype}"
+    return torch.empty_like(state)
 
 
 CACHE_VIEW = "neuron_port_cache_view"  # name of the attribute of keys that are all slots of a cache

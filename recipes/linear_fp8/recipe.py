@@ -2,9 +2,10 @@
 
 The kernel takes the bits of float8, as uint8: e5m2, or e4m3 of magnitude at most 240. NeuronCores before v4 have the
 e4m3 with infinities, whose bits are those of torch's float8_e4m3fn up to 240; above, where e4m3fn goes on to 448, they
-mean infinity. What a checkpoint's e4m3fn weights reach is data, so a layer that holds them is not bound: requantise with
-scale = max |w| / 240. Layers with float8_e5m2 weights are: a 2-D tensor [N, K] (parameter or buffer), one
-floating tensor of N elements whose name speaks of a scale, perhaps a `bias` [N], and nothing else.
+mean infinity. What a checkpoint's e4m3fn weights reach is data, so a layer that holds them is not bound. Bound are a 2-D
+tensor [N, K] (parameter or buffer) of float8_e5m2, or of bytes in a module whose `float8_form` says what their bits mean
+and promises for e4m3 that they stay within 240 (`convert --weight-format fp8` makes such layers: scale = max |w| / 240);
+beside it one floating tensor of N elements whose name speaks of a scale, perhaps a `bias` [N], and nothing else.
 Activations stay in their dtype. Any size; float32 and bfloat16. Sizes: T = tokens, K = input features, N = output
 features.
 """
@@ -21,20 +22,25 @@ E4M3_CODES, E5M2_CODES = 0x78, 0x50  # of magnitudes that `inputs` draws: up to 
 
 
 def bind(call: Any) -> Binding | None:
-    """Accept a module with a float8_e5m2 weight [N, K], a scale of N elements and perhaps a bias."""
+    """Accept a module with a float8 weight [N, K], or its bits, a scale of N elements and perhaps a bias."""
     module = call.module
     if call.operation != "module" or module is None or not call.inputs or not call.inputs[0].shape:
         return None
     x = call.inputs[0]
-    weights = roles({**dict(module.named_parameters()), **dict(module.named_buffers())}, x.shape[-1])
-    if x.dtype not in RECIPE.dtypes or weights is None:
+    form = getattr(module, "float8_form", "e5m2")
+    stored_dtype = "uint8" if hasattr(module, "float8_form") else "float8_e5m2"
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    weights = roles(tensors, x.shape[-1], f"torch.{stored_dtype}")
+    if x.dtype not in RECIPE.dtypes or weights is None or form not in ("e4m3", "e5m2"):
         return None
-    return Binding(weights=weights, attributes={"form": "e5m2"})
+    return Binding(weights=weights, attributes={"form": form})
 
 
-def roles(tensors: dict[str, Any], features: int) -> dict[str, WeightSource] | None:
-    """Which tensor is weight, scale and bias, if that is all there is."""
-    stored = [name for name, tensor in tensors.items() if tensor.ndim == 2 and is_e5m2(tensor)]
+def roles(tensors: dict[str, Any], features: int, stored_dtype: str) -> dict[str, WeightSource] | None:
+    """Which tensor is weight, scale and bias, if that is all there is. This file imports no torch: dtypes are names."""
+    stored = [
+        name for name, tensor in tensors.items() if tensor.ndim == 2 and str(tensor.dtype) == stored_dtype
+    ]
     if len(stored) != 1 or tensors[stored[0]].shape[1] != features:
         return None
     columns = tensors[stored[0]].shape[0]
@@ -49,18 +55,15 @@ def roles(tensors: dict[str, Any], features: int) -> dict[str, WeightSource] | N
     return weights if "scale" in weights else None
 
 
-def is_e5m2(tensor: Any) -> bool:
-    """Whether a torch tensor holds float8_e5m2; this file imports no torch."""
-    return str(tensor.dtype) == "torch.float8_e5m2"
-
-
 def forward(operator: Any, weights: Any, attributes: Any, *args: Any, **options: Any) -> Any:
     """Project [..., K] to [..., N] through the operator on [T, K]; arguments after the first do not matter."""
     hidden = args[0] if args else next(iter(options.values()))
     rows = hidden.reshape(-1, hidden.shape[-1])
     import torch  # a view by dtype has no other name
 
-    bits = weights["weight"].to(torch.float8_e5m2).view(torch.uint8)  # the probe draws weights in float32
+    bits = weights["weight"]
+    if bits.dtype is not torch.uint8:
+        bits = bits.to(torch.float8_e5m2).view(torch.uint8)  # the probe draws weights in float32
     result = operator(rows, bits, weights["scale"].reshape(-1), weights.get("bias"), **attributes)
     return result.reshape(*hidden.shape[:-1], result.shape[-1])
 
@@ -89,6 +92,7 @@ RECIPE = Recipe(
     operation="module",
     bind=bind,
     forward=forward,
+    mixed_dtypes=True,  # the scale, in float32 beside 16-bit activations
     sequence_axes=(-2,),
     inputs=inputs,
     flops=flops,

@@ -84,6 +84,7 @@ RECIPE = Recipe(
     operation="module",
     bind=bind,
     forward=forward,
+    mixed_dtypes=True,  # the scale, in float32 beside 16-bit activations
     sequence_axes=(-2,),
     inputs=inputs,
     flops=flops,

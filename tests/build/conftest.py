@@ -25,3 +25,11 @@ def bundle(tmp_path: Path, arguments: dict[str, Any]) -> Path:
 @pytest.fixture
 def instance(tmp_path: Path, bundle: Path) -> Instance:
     return Instance(tmp_path / "instance", bundle)
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Instance:
+    """An instance with a bundle whose graphs call three kernels, one after the other."""
+    made = make_arguments(tmp_path / "several", kernels=("rms_norm", "scale", "rope"))
+    bundle = write_bundle(tmp_path / "several" / "bundle", **made).folder
+    return Instance(tmp_path / "several-instance", bundle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 from neuron_port.build import load_manifest
 
 FAKES = Path(__file__).parent / "fakes"
+PROJECT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -25,15 +25,15 @@ class Instance:
     bundle: Path
     version: str = "2.27.5334.0"
     fail: dict[str, str] = field(default_factory=dict)
+    refused_kernels: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.home / "bin").mkdir(parents=True)
         self._script("bin/neuronx-cc", f'exec {sys.executable} -S {FAKES / "neuronx_cc.py"} "$@"')
-        for name in ("nki", "nrtpy"):
-            self._script(
-                f"{name}-python", f'PYTHONPATH={FAKES / f"{name}_environment"} exec {sys.executable} "$@"'
-            )
+        for name in ("nki", "nrtpy", "torch"):
+            path = f"{FAKES / f'{name}_environment'}:{PROJECT}"
+            self._script(f"{name}-python", f'PYTHONPATH={path} exec {sys.executable} -W ignore "$@"')
 
     def _script(self, name: str, line: str) -> None:
         path = self.home / name
@@ -44,8 +44,10 @@ class Instance:
         return [sys.executable, "-I", "-S", str(self.bundle / "build" / "finish.py"), *arguments]
 
     def variables(self) -> dict[str, str]:
-        steer = {"version": self.version, "fail": self.fail, "io": str(self.bundle / "graphs"),
-                 "calls": str(self.home / "calls")}  # fmt: skip
+        steer = {
+            "version": self.version, "fail": self.fail, "refused_kernels": self.refused_kernels,
+            "io": str(self.bundle / "graphs"), "calls": str(self.home / "calls"),
+        }  # fmt: skip
         path = f"{self.home / 'bin'}:/usr/bin:/bin"
         return {
             "PATH": path,
@@ -62,16 +64,27 @@ class Instance:
             env=self.variables(), cwd=self.home, check=False,
         )  # fmt: skip
 
-    def interrupt_while_compiling(self) -> subprocess.CompletedProcess[str]:
-        """Start finishing, wait until a compilation hangs, and press Ctrl-C."""
+    def status(self) -> subprocess.CompletedProcess[str]:
+        """What finish.py --status says."""
+        return subprocess.run(
+            self.command("--status"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=self.variables(),
+            check=False,
+        )
+
+    def stop_while_compiling(self, number: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Start finishing, wait until a compilation hangs, and send the signal to finish.py alone."""
         process = subprocess.Popen(
-            self.command("--target", "trn2", "--jobs", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=self.variables(), cwd=self.home, start_new_session=True,
+            self.command("--target", "trn2", "--jobs", "1", *arguments), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env=self.variables(), cwd=self.home, start_new_session=True,
         )  # fmt: skip
         hanging = self.home / "calls.hanging"
         while not hanging.exists() and process.poll() is None:
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -87,6 +100,10 @@ class Instance:
     @property
     def nki(self) -> tuple[str, str]:
         return "--nki-python", str(self.home / "nki-python")
+
+    @property
+    def torch(self) -> tuple[str, ...]:
+        return "--engine", "trace", "--torch-python", str(self.home / "torch-python")
 
     @property
     def device(self) -> tuple[str, str]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from neuron_port.errors import LoweringError
-from neuron_port.lower import KernelCall, XlaExecutable, read_module
+from neuron_port.lower import KernelCall, XlaExecutable, decompose, emit, lint, read_module
+from neuron_port.walk.cache import kv_write, row_write
 
 Lower = Callable[..., Any]
 LIBRARY = torch.library.Library("neuron_port", "FRAGMENT")
@@ -95,6 +96,62 @@ def test_inlined_references_run(lower: Lower) -> None:
         torch.testing.assert_close(actual, expected)
 
 
+def _with_references(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], lower: Lower) -> bytes:
+    """The graph whose custom calls carry their references along."""
+    graph = lower(function, inputs, kernels=KERNELS)
+    with torch.no_grad():
+        program = decompose(torch.export.export(graph.module.eval(), inputs, strict=False))
+    return emit(program, graph.spec, kernels=KERNELS, references={"test_scale": scale, "test_pair": pair})
+
+
+def test_a_custom_call_carries_its_reference(lower: Lower) -> None:
+    """Every call names a computation that does the same, and what these call in turn is kept too."""
+    module = read_module(_with_references(_model, (X, GAMMA), lower))
+    calls = [item for item in module.entry.instructions if item.opcode == "custom-call"]
+    by_id = {one.id: one for one in module.computations}
+    for call in calls:
+        (number,) = call.attributes["called_computation_ids"]
+        parameters = [item.shape for item in by_id[number].parameters]
+        operands = {item.id: item.shape for item in module.entry.instructions}
+        assert parameters == [operands[operand] for operand in call.operands]
+        assert by_id[number].root.shape == call.shape
+    assert [one.name for one in module.computations][-1] == "main"
+    assert "add_float32" in [one.name for one in module.computations]  # of the reference's sum
+
+
+def test_equal_calls_share_one_reference(lower: Lower) -> None:
+    """A kernel that is called twice on equal shapes has one computation, on other shapes another one."""
+
+    def model(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+        scale = torch.ops.neuron_port.test_scale
+        return scale(scale(x, gamma), gamma) + scale(x[:1], gamma)
+
+    module = read_module(_with_references(model, (X, GAMMA), lower))
+    calls = [item for item in module.entry.instructions if item.opcode == "custom-call"]
+    first, second, other = (call.attributes["called_computation_ids"] for call in calls)
+    assert first == second != other
+
+
+def test_references_in_place_equal_the_inlined_program(lower: Lower) -> None:
+    """Settling every call by its reference computes what inlining the references in torch does."""
+    pytest.importorskip("jaxlib", reason="executing HLO needs neuron-port[verify]")
+    from neuron_port.build.finishing.hlo_edit import without_kernels
+
+    twin = without_kernels(_with_references(_model, (X, GAMMA), lower))
+    inlined = lower(_model, (X, GAMMA), references={"test_scale": scale, "test_pair": pair})
+    for found, expected in zip(
+        XlaExecutable(twin)(X.numpy(), GAMMA.numpy()), inlined.run(X, GAMMA), strict=True
+    ):
+        torch.testing.assert_close(torch.from_numpy(found.copy()), expected)
+
+
+def test_lint_reads_the_graph_with_its_kernels(lower: Lower) -> None:
+    """References that are carried along are not counted: they are not compiled when the kernels are."""
+    report = lint(_with_references(_model, (X, GAMMA), lower), "trn2")
+    assert "multiply" not in report.opcodes
+    assert report.kernel_calls == {"neuron_port.test_pair": 1, "neuron_port.test_scale": 1}
+
+
 def test_operator_without_kernel_or_reference_is_refused(lower: Lower) -> None:
     """A custom operator that is neither a kernel nor inlined is refused by name."""
     with pytest.raises(LoweringError, match="`neuron_port::test_scale` has no kernel"):
@@ -110,15 +167,13 @@ def test_unknown_reference_is_refused(lower: Lower) -> None:
 @pytest.mark.parametrize(("batch", "axis"), [(1, 2), (1, 3), (3, 2), (3, 3)])
 def test_cache_write_is_a_slice_update(batch: int, axis: int, lower: Lower) -> None:
     """Each row of the batch is written at its own position by one dynamic-update-slice; nothing scatters."""
-    from neuron_port.walk.cache import kv_write
-
     shape = [batch, 2, 6, 6]
     cache = torch.rand(shape)
     shape[axis] = 2
     new = torch.rand(shape)
     positions = torch.tensor([3, 0, 4][:batch], dtype=torch.int32)
     graph = lower(
-        lambda cache, new, positions: torch.ops.neuron_port.kv_write(cache, new, positions, axis),
+        lambda cache, new, positions: kv_write(cache, new, positions, axis),
         (cache, new, positions),
         states={0: "cache"},
     )
@@ -127,3 +182,50 @@ def test_cache_write_is_a_slice_update(batch: int, axis: int, lower: Lower) -> N
     assert "scatter" not in opcodes
     (written,) = graph.run(cache, new, positions)
     assert torch.equal(written, kv_write(cache, new, positions, axis))
+
+
+def test_a_cache_that_is_written_whole_is_what_is_new(lower: Lower) -> None:
+    """New keys from the first slot to the last are the cache: nothing of the old one is read or updated."""
+    cache, new = torch.rand(1, 2, 4, 6), torch.rand(1, 2, 4, 6)
+    positions = torch.zeros(1, dtype=torch.int32)
+    graph = lower(
+        lambda cache, new, positions: kv_write(cache, new, positions, 3),
+        (cache, new, positions),
+        states={0: "cache"},
+    )
+    assert "dynamic-update-slice" not in read_module(graph.hlo).opcodes()
+    assert torch.equal(graph.run(cache, new, positions)[0], new)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 6, 5), (1, 2, 6, 3), (1, 2, 4, 5)])
+@pytest.mark.parametrize("slot", [0, 2])
+def test_a_row_is_one_slice_update(shape: tuple[int, ...], slot: int, lower: Lower) -> None:
+    """One row of a batch, or its beginning, is written by one dynamic-update-slice; nothing selects or scatters."""
+    state, row = torch.rand(3, 2, 6, 5), torch.rand(shape)
+    given = (state, row, torch.tensor([slot], dtype=torch.int32))
+    graph = lower(lambda state, row, slot: row_write(state, row, slot), given, states={0: "state"})
+    opcodes = read_module(graph.hlo).opcodes()
+    assert opcodes["dynamic-update-slice"] == 1
+    assert not {"scatter", "select"} & set(opcodes)
+    (written,) = graph.run(*given)
+    assert torch.equal(written, row_write(*given))
+    others = [number for number in range(3) if number != slot]
+    assert torch.equal(written[others], state[others])
+    assert torch.equal(written[slot][:, : shape[2], : shape[3]], row[0])
+    assert torch.equal(written[slot][:, shape[2] :], state[slot][:, shape[2] :])
+    assert torch.equal(written[slot][:, :, shape[3] :], state[slot][:, :, shape[3] :])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [(torch.rand(1, 2, 6, 6), "none of a state of shape"), (torch.rand(2, 2, 6, 5), "none of a state of shape"),
+     (torch.rand(1, 2, 6, 5).bfloat16(), "of torch.bfloat16 is none of a state of torch.float32")],
+)  # fmt: skip
+def test_a_row_that_does_not_fit_is_refused(row: torch.Tensor, said: str, lower: Lower) -> None:
+    """A row that is longer than the state's, more than one row, or of another dtype cannot be exported."""
+    with pytest.raises(Exception, match=said):
+        lower(
+            lambda state, row, slot: row_write(state, row, slot),
+            (torch.rand(3, 2, 6, 5), row, torch.zeros(1, dtype=torch.int32)),
+            states={0: "state"},
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ if str(BENCHMARKS) not in sys.path:
 import zoo_lowering  # noqa: E402
 from zoo import ZOO, build, choose, write_checkpoint  # noqa: E402
 
-from neuron_port.lower.constants import known_constants  # noqa: E402
+from neuron_port.walk.known_values import KnownValues  # noqa: E402
 
 # One for each thing that the others do not have: complex numbers, experts, batch norm and pooling, masked scatter.
 QUICK = ("deepseek_v2", "mixtral", "resnet", "llava")
@@ -68,14 +67,10 @@ def test_checkpoint_describes_the_same_model(name: str, tmp_path: Path) -> None:
 
 
 class Split(torch.nn.Module):
-    """Cuts x [N] into parts whose lengths a constant tensor gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fixed: dict[str, Any] = {"grid": torch.tensor([[1, 2], [3, 1]])}
+    """Cuts x [N] into parts whose lengths a tensor of numbers gives."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        lengths = self.fixed["grid"].prod(-1)
+        lengths = torch.tensor([[1, 2], [3, 1]]).prod(-1)
         places = torch.arange(8)[torch.arange(8) % 3 == 0]
         if len(places) != 3 or lengths.tolist() != [2, 3]:
             raise ValueError("a constant has another value than it was given")
@@ -83,9 +78,9 @@ class Split(torch.nn.Module):
 
 
 def test_shapes_from_constants_are_known_during_the_export() -> None:
-    """Inside `known_constants` a split by a constant's values is exported; outside, torch refuses it."""
+    """Inside `KnownValues` a split by a constant's values is exported; outside, torch refuses it."""
     x = torch.arange(5.0)
-    with known_constants():
+    with KnownValues():
         program = torch.export.export(Split(), (x,), strict=False)
     assert program.module()(x).tolist() == [0.0, 27.0]
     with pytest.raises(Exception, match="data-dependent"):

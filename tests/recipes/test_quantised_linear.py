@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from neuron_port.checkpoint.quantization import Fp8Linear, Int8Linear, QuantizedLinear
 from neuron_port.match.probe import RELATIVE_LIMIT, probe
 from neuron_port.registry import Registry
 from neuron_port.simulator import KernelRun, load_kernel_source, run_kernel
@@ -185,13 +186,36 @@ def test_bind_refuses(name: str, subject: Call) -> None:
     assert REGISTRY[name].recipe.bind(subject) is None
 
 
+class ScaledInputs(Int8Linear):
+    """The scale on the wrong axis: it multiplies input features, not outputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x * self.weight_scale, self.values(x.dtype))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "expected"),
+    [
+        (Int8Linear, "linear_int8", [{"divisor": 1.0}]),
+        (Fp8Linear, "linear_fp8", [{"form": "e4m3"}]),
+        (ScaledInputs, "linear_int8", []),
+    ],
+)
+def test_layers_of_a_weight_format(
+    kind: type[QuantizedLinear], name: str, expected: list[dict[str, Any]]
+) -> None:
+    """What `convert --weight-format` puts in place of linear layers is taken; with the scale on inputs it is not."""
+    layer = kind(8, 8, None)  # square, so that shapes cannot tell one axis from the other
+    assert agreeing(name, call(layer)) == expected
+
+
 @pytest.mark.parametrize(
     ("form", "dtype", "codes"),
-    [("e4m3", torch.float8_e4m3fn, 0x78), ("e5m2", torch.float8_e5m2, 0x7C)],
+    [("e4m3", ml_dtypes.float8_e4m3, 0x78), ("e5m2", ml_dtypes.float8_e5m2, 0x7C)],
 )
-def test_the_reference_decodes_every_code(form: str, dtype: torch.dtype, codes: int) -> None:
-    """Every finite code, subnormals and both zeros, means in the reference what torch's own dtype means."""
+def test_the_reference_decodes_every_code(form: str, dtype: Any, codes: int) -> None:
+    """Every finite code of the chip's float8, subnormals and both zeros, means in the reference what it means there."""
     magnitudes = torch.arange(codes, dtype=torch.uint8)
     bits = torch.cat([magnitudes, magnitudes + 128])[None, :]
     values = REGISTRY["linear_fp8"].reference(torch.ones(1, 1), bits, torch.ones(2 * codes), form=form)
-    assert torch.equal(values, bits.view(dtype).float())
+    np.testing.assert_array_equal(values.numpy(), bits.numpy().view(dtype).astype(np.float32))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .compiler import Job, Outcome, Processes, compile_graph, graph_argv, job_key
+from .compiler import Outcome, compile_graph
 from .environment import Bundle, Compiler
-from .files import read_json, say, sha256_of, write_json
-from .kernels import KernelError, materialise
-from .tables import KERNEL_CODES
+from .error_codes import KERNEL_CODES
+from .files import say
+from .hlo import Placeholder, placeholders
+from .hlo_edit import settle, single_call
+from .jobs import Choice, Choices, Job, by_reason, chosen, job_of
+from .kernels import Workshop
+from .neffs import Neffs
+from .processes import Processes
 
 
 @dataclass
@@ -28,157 +31,141 @@ class Build:
     work: Path
     cache: Path | None
     nki_python: str
-    requested_kernels: str
+    insists: bool  # --kernels on: a kernel that cannot be had fails its graph
     kernels: bool
     kernels_reason: str
     nki_version: str
+    retry_kernels: bool = False
     processes: Processes = field(default_factory=Processes)
 
-    def neff(self, graph: str) -> Path:
-        return self.bundle.folder / "neff" / self.target / f"{graph}.neff"
-
-    def job(self, graph: Mapping[str, Any], *, kernels: bool, reason: str) -> Job:
-        """The graph as it would be compiled; with kernels, `hlo` still holds placeholders."""
-        name = f"graphs/{graph['id']}/{'graph.hlo.pb' if kernels else 'graph.ref.hlo.pb'}"
-        hlo = (self.bundle.folder / name).read_bytes()
-        argv = graph_argv(self.bundle.plan, self.target, graph["id"], self.compiler)
-        hashes = [kernel["sha256"] for kernel in self.bundle.manifest["kernels"]] if kernels else []
-        key = job_key(hlo, argv, self.compiler.version, hashes, self.nki_version if kernels else "")
-        return Job(graph["id"], hlo, name, argv, key, kernels, reason)
-
-    def first_job(self, graph: Mapping[str, Any]) -> Job:
-        if self.kernels and not graph["kernels"]:
-            return self.job(graph, kernels=False, reason="this graph uses no kernels")
-        return self.job(graph, kernels=self.kernels, reason=self.kernels_reason)
+    @property
+    def neffs(self) -> Neffs:
+        return Neffs(self.bundle.folder / "neff" / self.target, self.cache)
 
     def work_of(self, graph: str) -> Path:
         return self.work / self.target / graph
 
-    def finish_graph(self, graph: Mapping[str, Any]) -> str:
-        """Compile one graph unless its NEFF is already there; return "" or the sentence of its failure."""
-        job = self.first_job(graph)
-        if self.reuse(job):
-            return ""
-        if job.kernels:
-            try:
-                hlo = materialise(
-                    self.bundle, job.hlo, target=self.target, compiler=self.compiler,
-                    nki_python=self.nki_python,
-                    work=self.work_of(job.graph),
-                )  # fmt: skip
-                job = Job(job.graph, hlo, job.hlo_name, job.argv, job.key, True, job.kernels_reason)
-            except KernelError as failure:
-                say(f"{job.graph}: {failure}; the compiler-lowered twin is used instead")
-                job = self.job(graph, kernels=False, reason=str(failure))
-                if self.reuse(job):
-                    return ""
-        outcome = self.compile(job)
-        if (
-            not outcome.ok
-            and job.kernels
-            and self.requested_kernels == "auto"
-            and set(outcome.codes) & set(KERNEL_CODES)
-        ):
-            say(f"{job.graph}: {outcome.cause}; the compiler-lowered twin is used instead")
-            job = self.job(graph, kernels=False, reason=f"neuronx-cc refused the kernels: {outcome.cause}")
-            outcome = Outcome(True, 0) if self.reuse(job) else self.compile(job)
-        if outcome.ok or self.processes.stopped:
-            return ""
-        where = self.work_of(job.graph) / "log-neuron-cc.txt"
-        return f"{job.graph}: {outcome.cause}.\n  cure: {outcome.cure}\n  log: {where}"
+    def wanted(self, graph: Mapping[str, Any]) -> Choices:
+        """What was asked for, before anything is tried: by kernel of the graph."""
+        targets = {kernel["name"]: kernel["targets"] for kernel in self.bundle.manifest["kernels"]}
 
-    def compile(self, job: Job) -> Outcome:
-        form = f"with NKI kernels ({job.kernels_reason})" if job.kernels else "compiler-lowered twin"
-        say(f"{job.graph}: compiling for {self.target}, {form}")
+        def choice(name: str) -> Choice:
+            if self.kernels and self.target not in targets.get(name, ()):
+                return Choice(False, f"the kernel is not meant for {self.target}")
+            return Choice(self.kernels, self.kernels_reason)
+
+        return {name: choice(name) for name in graph["kernels"]}
+
+    def job(self, graph: Mapping[str, Any], choices: Choices) -> Job:
+        return job_of(
+            self.bundle, self.target, graph, choices=choices, wanted=self.wanted(graph),
+            compiler=self.compiler.version, nki=self.nki_version,
+        )  # fmt: skip
+
+    def finish_graph(self, graph: Mapping[str, Any]) -> str:
+        """Compile one graph unless its NEFF is already there; return "" or the sentence of its failure.
+
+        A kernel that nki cannot compile, or that neuronx-cc refuses, is left to the compiler and the graph is
+        tried again, so that each costs itself only.
+        """
+        choices = self.wanted(graph)
+        if self.neffs.reuse(self.job(graph, choices), remembered=not self.retry_kernels):
+            return ""
+        module = (self.bundle.folder / "graphs" / graph["id"] / "graph.hlo.pb").read_bytes()
+        calls = placeholders(module)
+        workshop = Workshop(
+            self.bundle, target=self.target, compiler=self.compiler, nki_python=self.nki_python,
+            work=self.work_of(graph["id"]), processes=self.processes,
+        )  # fmt: skip
+        while True:
+            native = set(chosen(choices))
+            workshop.compile([call for call in calls if call.kernel in native])
+            refused = {name: reason for name, reason in workshop.refusals.items() if name in native}
+            outcome = None
+            if not refused:
+                job = self.job(graph, choices)
+                if native != set(chosen(self.wanted(graph))) and self.neffs.reuse(job):
+                    return ""
+                outcome = self.compile(job, module, calls, workshop)
+                if outcome.ok or self.processes.stopped:
+                    return ""
+                refused = self.culprits(job, outcome, module, calls, workshop)
+            if self.processes.stopped:
+                return ""
+            if outcome is not None and (not refused or self.insists):
+                where = self.work_of(graph["id"]) / "log-neuron-cc.txt"
+                return f"{graph['id']}: {outcome.cause}.\n  cure: {outcome.cure}\n  log: {where}"
+            if self.insists:
+                said = "; ".join(
+                    f"{', '.join(names)}: {reason}" for reason, names in by_reason(refused).items()
+                )
+                return (
+                    f"{graph['id']}: --kernels on, but {said}.\n"
+                    "  cure: finish with --kernels auto or off, which leave such a kernel to the compiler"
+                )
+            for reason, names in by_reason(refused).items():
+                say(f"{graph['id']}: {', '.join(names)} left to the compiler: {reason}")
+            choices = {**choices, **{name: Choice(False, reason) for name, reason in refused.items()}}
+
+    def compile(self, job: Job, module: bytes, calls: Sequence[Placeholder], workshop: Workshop) -> Outcome:
+        native = chosen(job.choices)
+        with_nki = f"NKI kernels {', '.join(native)}" if native else "compiler-lowered twin, no NKI kernel"
+        say(f"{job.graph}: compiling for {self.target} ({with_nki})")
+        ids = [call.instruction.id for call in calls if call.kernel in native]
+        hlo = settle(module, {number: workshop.configs[number] for number in ids})
         work = self.work_of(job.graph)
-        work.mkdir(parents=True, exist_ok=True)
         outcome = compile_graph(
-            job, compiler=self.compiler, target=self.target, work=work, processes=self.processes
+            job, hlo, compiler=self.compiler, target=self.target, work=work, processes=self.processes
         )
         if outcome.ok:
-            self.keep(job, work / "graph.neff", seconds=outcome.seconds)
+            self.neffs.keep(
+                job, work / "graph.neff", seconds=outcome.seconds, target=self.target,
+                compiler=self.compiler.version, nki=self.nki_version,
+            )  # fmt: skip
+            (work / "graph.neff").unlink()
             say(f"{job.graph}: compiled in {outcome.seconds:.0f} s")
         return outcome
 
-    def keep(self, job: Job, neff: Path, *, seconds: float) -> None:
-        """Move a finished NEFF into the bundle: the file first, its record last."""
-        destination = self.neff(job.graph)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "graph": job.graph, "target": self.target, "sha256": sha256_of(neff),
-            "bytes": neff.stat().st_size,
-            "key": job.key, "hlo": job.hlo_name, "kernels": job.kernels, "kernels_reason": job.kernels_reason,
-            "nki": self.nki_version if job.kernels else None, "compiler": self.compiler.version,
-            "argv": list(job.argv), "seconds": seconds,
-        }  # fmt: skip
-        if self.cache is not None:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            _copy_whole(neff, self.cache / f"{job.key}.neff")
-            write_json(self.cache / f"{job.key}.json", record)
-        destination.with_suffix(".json").unlink(missing_ok=True)
-        _copy_whole(neff, destination)
-        for name in ("log-neuron-cc.txt", "command.txt"):
-            if (neff.parent / name).is_file():
-                _copy_whole(neff.parent / name, destination.with_name(f"{job.graph}.{name}"))
-        write_json(destination.with_suffix(".json"), record)
-        if neff.is_relative_to(self.work):
-            neff.unlink()
+    def culprits(
+        self, job: Job, outcome: Outcome, module: bytes, calls: Sequence[Placeholder], workshop: Workshop
+    ) -> dict[str, str]:
+        """Kernels that a refusal is about, with the reason; empty when it is not about kernels.
 
-    def reuse(self, job: Job) -> bool:
-        """Whether the NEFF for exactly this job is in the bundle or the cache, whole; says so."""
-        mine = self.neff(job.graph)
-        if is_whole(mine, job.key):
-            say(f"{job.graph}: already compiled, skipped")
-            return True
-        if mine.is_file() and recorded_key(mine) == job.key:
-            say(f"{job.graph}: its NEFF does not match its record (truncated or changed): compiled again")
-        if self.cache is not None and is_whole(self.cache / f"{job.key}.neff", job.key):
-            record = read_json(self.cache / f"{job.key}.json")
-            mine.parent.mkdir(parents=True, exist_ok=True)
-            mine.with_suffix(".json").unlink(missing_ok=True)
-            _copy_whole(self.cache / f"{job.key}.neff", mine)
-            write_json(
-                mine.with_suffix(".json"), record | {"graph": job.graph, "kernels_reason": job.kernels_reason}
-            )
-            say(f"{job.graph}: taken from the cache")
-            return True
-        return False
+        In this order: the graph's only kernel; those that the compiler's error names, unless it names all;
+        those that it refuses in a graph of one call; all of them, when each passes alone.
+        """
+        native = set(chosen(job.choices))
+        if not native or not set(outcome.codes) & set(KERNEL_CODES):
+            return {}
+        said = f"neuronx-cc refused it: {outcome.cause}"
+        if len(native) == 1:
+            return dict.fromkeys(native, said)
+        named = named_in_errors(outcome.log, native)
+        if named and named != native:
+            return dict.fromkeys(named, said)
+        say(f"{job.graph}: {outcome.cause}; it is not said which kernel is meant: each is compiled alone")
+        failed: dict[str, str] = {}
+        for call in calls:
+            if call.kernel in native - failed.keys() and not self.processes.stopped:
+                alone = self.compile_alone(job, call, module, workshop.configs[call.instruction.id])
+                if not alone.ok:
+                    failed[call.kernel] = f"neuronx-cc refused it, compiled alone: {alone.cause}"
+        return failed or dict.fromkeys(
+            native, f"{said}; it passes alone, and so do the others: none is used in this graph"
+        )
+
+    def compile_alone(self, job: Job, call: Placeholder, module: bytes, config: bytes) -> Outcome:
+        """Compile a graph that does nothing but one kernel call."""
+        return compile_graph(
+            replace(job, graph=f"{job.graph}, {call.kernel} alone"),
+            single_call(module, call.instruction, config), compiler=self.compiler, target=self.target,
+            work=self.work_of(job.graph) / "alone", processes=self.processes,
+        )  # fmt: skip
 
 
-def _copy_whole(source: Path, destination: Path) -> None:
-    aside = destination.with_name(f".{destination.name}.{os.getpid()}")
-    shutil.copyfile(source, aside)
-    aside.replace(destination)
-
-
-def recorded_key(neff: Path) -> str | None:
-    try:
-        return str(read_json(neff.with_suffix(".json"))["key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # no record, or one cut off by a crash: the NEFF is compiled again
-
-
-def is_whole(neff: Path, key: str) -> bool:
-    return (
-        neff.is_file()
-        and recorded_key(neff) == key
-        and sha256_of(neff) == read_json(neff.with_suffix(".json"))["sha256"]
-    )
-
-
-def compile_all(build: Build, graphs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Finish the graphs, some at once; return the failures. An interrupt ends the compilers too."""
-    failures = []
-    with ThreadPoolExecutor(max_workers=build.jobs) as pool:
-        running = {pool.submit(build.finish_graph, graph): graph["id"] for graph in graphs}
-        try:
-            for done in as_completed(running):
-                if sentence := done.result():
-                    say(sentence)
-                    failures.append(sentence)
-        except BaseException:  # an interrupt, or a fault of ours: no compiler may be left running behind
-            build.processes.stop()
-            for waiting in running:
-                waiting.cancel()
-            raise
-    return failures
+def named_in_errors(log: str, names: set[str]) -> set[str]:
+    """Which of the names stand as words in those lines of a compiler's log that speak of an error."""
+    errors = [line for line in log.splitlines() if re.search(r"error|NCC_", line, re.IGNORECASE)]
+    return {
+        name for name in names if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", line) for line in errors)
+    }

@@ -15,9 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .build import Build, compile_all
-from .device import check_on_device, device_obstacle, instance_type
+from . import manifest, options, status
+from .build import Build
+from .device import check_neffs, device_obstacle, instance_type, nrtpy_obstacle
 from .environment import (
+    Bundle,
     available_memory_bytes,
     check_integrity,
     check_machine,
@@ -28,7 +30,6 @@ from .environment import (
 from .files import (
     COMPILATION,
     ENVIRONMENT,
-    FINISH,
     INTERRUPTED,
     OK,
     PARITY,
@@ -38,49 +39,19 @@ from .files import (
     say,
     write_json,
 )
+from .jobs import chosen
 from .kernels import NkiProbe, choose_kernels, compile_kernel_with_nki, probe_nki
-from .manifest import update_manifest
+from .processes import Processes, end_left_behind
 from .run_on_device import device_main
-from .tables import COMPILER_RELEASES, TARGETS
+from .scheduling import finish_all
+from .tables import COMPILER_RELEASES
+from .tracing import Tracing, probe_torch
+
+Graphs = list[dict[str, Any]]
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="finish.py",
-        description="Compile a neuron bundle for a chip, and check it on a device when there is one.",
-        epilog="Exit codes: 0 done, 2 usage, 3 environment, 4 compilation, 5 parity on the device, "
-        "130 interrupted. Run the same command again to continue.",
-    )  # fmt: skip
-    made.add_argument("--target", required=True, choices=TARGETS)
-    made.add_argument("--engine", default="hlo", choices=("hlo",), help="HLO -> neuronx-cc -> NEFF -> nrtpy")
-    made.add_argument(
-        "--kernels", default="auto", choices=("auto", "on", "off"), help="NKI kernels (auto: trn2 only)"
-    )
-    made.add_argument("--jobs", type=int, help="compilations at once (default: by processors and memory)")
-    made.add_argument("--graphs", help="only these, separated by commas")
-    made.add_argument(
-        "--dry-run", action="store_true", help="check everything, print the commands, write nothing"
-    )
-    made.add_argument("--cache", type=Path, help="folder of NEFFs shared by bundles (default: none)")
-    made.add_argument("--work", type=Path, help="scratch folder (default: build/work in the bundle)")
-    made.add_argument(
-        "--weights", type=Path, help="the checkpoint's folder, when the bundle only refers to weights"
-    )
-    made.add_argument(
-        "--nki-python", default=sys.executable, help="interpreter of the environment that has nki"
-    )
-    made.add_argument(
-        "--nrtpy-python", default=sys.executable, help="interpreter of the environment that has nrtpy"
-    )
-    made.add_argument(
-        "--device-nodes", default="/dev/neuron*", help="where devices appear (default: %(default)s)"
-    )
-    made.add_argument("--bundle", type=Path, default=FINISH.parent.parent, help=argparse.SUPPRESS)
-    return made
-
-
-def select_graphs(manifest: Mapping[str, Any], wanted: str | None) -> list[dict[str, Any]]:
-    graphs = list(manifest["graphs"])
+def select_graphs(found: Mapping[str, Any], wanted: str | None) -> Graphs:
+    graphs = list(found["graphs"])
     if wanted is None:
         return graphs
     names = [name for name in wanted.split(",") if name]
@@ -93,28 +64,53 @@ def select_graphs(manifest: Mapping[str, Any], wanted: str | None) -> list[dict[
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def prepare(options: argparse.Namespace) -> tuple[Build, list[dict[str, Any]]]:
+def check_options(asked: argparse.Namespace) -> None:
+    """Stop for values that no run can have."""
+    if asked.target is None and not asked.status:
+        raise Stop(USAGE, "--target is missing.", "Name the chip: --target inf2, trn1 or trn2.")
+    if asked.jobs is not None and asked.jobs < 1:
+        raise Stop(USAGE, f"--jobs must be at least 1: `{asked.jobs}`.")
+    if asked.timeout_minutes is not None and not asked.timeout_minutes > 0:
+        raise Stop(USAGE, f"--timeout-minutes must be more than 0: `{asked.timeout_minutes:g}`.")
+    if asked.engine == "trace" and asked.kernels == "on":
+        raise Stop(
+            USAGE, "--engine trace uses no NKI kernels: --kernels on cannot be had.", "Leave --kernels out."
+        )
+
+
+def prepare(asked: argparse.Namespace) -> tuple[Build | Tracing, Graphs]:
     """Steps 1 and 2: everything that can be refused before anything is written."""
-    bundle = open_bundle(options.bundle.resolve())
-    graphs = select_graphs(bundle.manifest, options.graphs)
-    if options.jobs is not None and options.jobs < 1:
-        raise Stop(USAGE, f"--jobs must be at least 1: `{options.jobs}`.")
+    check_options(asked)
+    bundle = open_bundle(asked.bundle.resolve())
+    graphs = select_graphs(bundle.manifest, asked.graphs)
     check_integrity(bundle)
-    compiler = find_compiler()
-    work = (options.work or bundle.folder / "build" / "work").resolve()
+    work = (asked.work or bundle.folder / "build" / "work").resolve()
     existing = next(folder for folder in (work, *work.parents) if folder.is_dir())
     jobs = check_machine(
         graph_count=len(graphs), free_disk_bytes=shutil.disk_usage(existing).free,
-        memory_bytes=available_memory_bytes(), cpu_count=os.cpu_count() or 1, jobs=options.jobs,
+        memory_bytes=available_memory_bytes(), cpu_count=os.cpu_count() or 1, jobs=asked.jobs,
     )  # fmt: skip
+    limit = None if asked.timeout_minutes is None else asked.timeout_minutes * 60
+    common = {
+        "bundle": bundle, "target": asked.target, "jobs": jobs, "work": work,
+        "cache": asked.cache.resolve() if asked.cache else None,
+        "processes": Processes(limit, asked.progress_seconds),
+    }  # fmt: skip
+    if asked.engine == "trace":
+        return _prepare_tracing(asked, common), graphs
+    return _prepare_build(asked, graphs, common), graphs
+
+
+def _prepare_build(asked: argparse.Namespace, graphs: Graphs, common: Mapping[str, Any]) -> Build:
+    compiler = find_compiler()
     probes: list[NkiProbe] = []
 
     def probe() -> NkiProbe:
-        probes.append(probe_nki(options.nki_python))
+        probes.append(probe_nki(asked.nki_python))
         return probes[-1]
 
     if any(graph["kernels"] for graph in graphs):
-        kernels, reason = choose_kernels(options.kernels, options.target, probe)
+        kernels, reason = choose_kernels(asked.kernels, asked.target, probe)
     else:
         kernels, reason = False, "the bundle uses no kernels"
     say(f"kernels: {'NKI' if kernels else 'compiler-lowered twin'} ({reason})")
@@ -122,12 +118,30 @@ def prepare(options: argparse.Namespace) -> tuple[Build, list[dict[str, Any]]]:
     expected = COMPILER_RELEASES.get(version_pair(compiler.version), ("", ""))[1]
     if kernels and expected and not version.startswith(expected + "."):
         say(f"note: neuronx-cc {compiler.version} goes with nki {expected}, found {version}")
-    build = Build(
-        bundle=bundle, target=options.target, compiler=compiler, jobs=jobs, work=work,
-        cache=options.cache.resolve() if options.cache else None, nki_python=options.nki_python,
-        requested_kernels=options.kernels, kernels=kernels, kernels_reason=reason, nki_version=version,
+    return Build(
+        **common, compiler=compiler, nki_python=asked.nki_python, insists=asked.kernels == "on",
+        kernels=kernels, kernels_reason=reason, nki_version=version, retry_kernels=asked.retry_kernels,
     )  # fmt: skip
-    return build, graphs
+
+
+def _prepare_tracing(asked: argparse.Namespace, common: Mapping[str, Any]) -> Tracing:
+    bundle: Bundle = common["bundle"]
+    ranks = bundle.manifest["target"]["tp"]
+    if ranks > 1:
+        raise Stop(
+            USAGE,
+            f"--engine trace traces one core; the bundle is for {ranks} tensor-parallel ranks.",
+            "Use --engine hlo, or convert without --tensor-parallel.",
+        )
+    versions = probe_torch(asked.torch_python)
+    on_device = not device_obstacle(asked.device_nodes, asked.target, instance_type())
+    return Tracing(
+        **common,
+        versions=versions,
+        torch_python=asked.torch_python,
+        weights=asked.weights,
+        on_device=on_device,
+    )
 
 
 @contextlib.contextmanager
@@ -143,22 +157,23 @@ def only_one(bundle: Path) -> Iterator[None]:
         yield
 
 
-def finish(options: argparse.Namespace) -> int:
+def finish(asked: argparse.Namespace) -> int:
     """All five steps; returns the exit code."""
-    build, graphs = prepare(options)
-    if options.dry_run:
-        for graph in graphs:
-            job = build.first_job(graph)
-            print(f"{job.graph}: {job.hlo_name}: {' '.join(job.argv)}")
-        say("dry run: nothing was written")
-        return OK
-    with only_one(build.bundle.folder):
+    if asked.status:
+        check_options(asked)
+        return status.show(open_bundle(asked.bundle.resolve()))
+    engine, graphs = prepare(asked)
+    if asked.dry_run:
+        return dry_run(engine, graphs)
+    with only_one(engine.bundle.folder):
+        if ended := end_left_behind(engine.work):
+            say(f"note: {ended} compilation(s) that an earlier run had left behind were ended")
         try:
-            failures = compile_all(build, graphs)
+            failures = finish_all(engine, graphs)
         except BaseException:
-            update_manifest(build, None, "")
+            update(engine, None, "")
             raise
-        done = update_manifest(build, None, "")
+        done = update(engine, None, "")
         if failures:
             say(
                 f"{len(failures)} of {len(graphs)} graphs did not compile; the others are kept. "
@@ -168,22 +183,45 @@ def finish(options: argparse.Namespace) -> int:
         if done["state"] == "portable":
             say("state: portable (other graphs of the bundle are not compiled yet)")
             return OK
-        say(f"all graphs compiled for {build.target}")
-        return device_step(build, options, done["state"])
+        say(f"all graphs compiled for {engine.target}")
+        return device_step(engine, asked, done["state"])
 
 
-def device_step(build: Build, options: argparse.Namespace, state: str) -> int:
-    """Step 5: run the NEFFs where there is a device, and record what it says."""
+def dry_run(engine: Build | Tracing, graphs: Graphs) -> int:
+    for graph in graphs:
+        if isinstance(engine, Tracing):
+            job = engine.job(graph)
+            print(f"{job.graph}: {job.hlo_name}: torch_neuronx.trace(compiler_args={list(job.argv)})")
+        else:
+            job = engine.job(graph, engine.wanted(graph))
+            native = f" (NKI: {', '.join(chosen(job.choices))})" if chosen(job.choices) else ""
+            print(f"{job.graph}: {job.hlo_name}{native}: {' '.join(job.argv)}")
+    say("dry run: nothing was written")
+    return OK
+
+
+def update(engine: Build | Tracing, device: Mapping[str, Any] | None, instance: str) -> dict[str, Any]:
+    if isinstance(engine, Tracing):
+        return manifest.update_traced(engine, device, instance)
+    return manifest.update_manifest(engine, device, instance)
+
+
+def device_step(engine: Build | Tracing, asked: argparse.Namespace, state: str) -> int:
+    """Step 5: run what was compiled where there is a device, and record what it says."""
     instance = instance_type()
-    obstacle = device_obstacle(options.device_nodes, build.target, instance, options.nrtpy_python)
+    obstacle = device_obstacle(asked.device_nodes, engine.target, instance)
     report: dict[str, Any] = {}
-    if not obstacle:
-        names = [graph["id"] for graph in build.bundle.manifest["graphs"]]
-        report = check_on_device(build, names, options.nrtpy_python, options.weights)
-        obstacle = report.get("problem", "")
+    names = [graph["id"] for graph in engine.bundle.manifest["graphs"]]
+    if not obstacle and isinstance(engine, Tracing):
+        report = engine.check(names)
+    elif not obstacle:
+        assert isinstance(engine, Build)
+        obstacle = nrtpy_obstacle(asked.nrtpy_python)
+        report = {} if obstacle else check_neffs(engine, names, asked.nrtpy_python, asked.weights)
+    obstacle = obstacle or report.get("problem", "")
     if obstacle:
         confirmed = (
-            "a device confirmed these NEFFs earlier"
+            "a device confirmed these files earlier"
             if state == "device-verified"
             else "no device has confirmed them"
         )
@@ -192,7 +230,7 @@ def device_step(build: Build, options: argparse.Namespace, state: str) -> int:
     if failure := report.get("failed"):
         say(f"device: {failure}.\nstate: {state} (the device did not confirm it)")
         return PARITY
-    done = update_manifest(build, report, instance)
+    done = update(engine, report, instance)
     for graph, result in report["graphs"].items():
         say(f"{graph}: {'agrees with the reference' if result['pass'] else f'DISAGREES: {_worst(result)}'}")
     say(f"state: {done['state']}")
@@ -210,18 +248,26 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _in_another_environment(name: str, request: Path, result: Path) -> int:
+    """The parts of finishing that another interpreter runs for us."""
+    if name == "_kernel":
+        write_json(result, {"backend_config": compile_kernel_with_nki(read_json(request))})
+        return OK
+    if name == "_device":
+        return device_main(request, result)
+    from . import run_traced  # needs torch, which only the environment of engine trace has
+
+    return {"_trace": run_traced.trace_main, "_check_traced": run_traced.check_main}[name](request, result)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["_kernel"]:
-        request = read_json(Path(arguments[1]))
-        write_json(Path(arguments[2]), {"backend_config": compile_kernel_with_nki(request)})
-        return OK
-    if arguments[:1] == ["_device"]:
-        return device_main(Path(arguments[1]), Path(arguments[2]))
+    if arguments[:1] and arguments[0] in ("_kernel", "_device", "_trace", "_check_traced"):
+        return _in_another_environment(arguments[0], Path(arguments[1]), Path(arguments[2]))
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return finish(parser().parse_args(arguments))
+        return finish(options.parser().parse_args(arguments))
     except Stop as stop:
         say(f"error: {stop.sentence}" + (f"\n  cure: {stop.cure}" if stop.cure else ""))
         return stop.exit_code

@@ -2,78 +2,84 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
 import re
 import shutil
 import signal
 import struct
-import subprocess
-import threading
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .environment import Compiler, version_pair
-from .tables import ERROR_CODES
+from .environment import Compiler
+from .error_codes import ERROR_CODES, LIST, NOTED_CODES
+from .jobs import Job
+from .processes import TIMED_OUT, Processes, fresh
 
-
-@dataclass(frozen=True)
-class Job:
-    """One graph to compile, in one form."""
-
-    graph: str
-    hlo: bytes  # what the compiler reads
-    hlo_name: str  # the bundle's file that it comes from
-    argv: tuple[str, ...]  # canonical: {hlo}, {neff} and {log} stand for paths
-    key: str
-    kernels: bool
-    kernels_reason: str
+_MORE_MEMORY = "use --jobs 1, or compile on any host with more memory and copy the bundle back"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one compilation ended; `codes` are the compiler's error codes."""
+    """How one compilation ended; `codes` are the compiler's error codes, `log` what it said."""
 
     ok: bool
     seconds: float
     cause: str = ""
     cure: str = ""
     codes: tuple[str, ...] = ()
+    log: str = ""
 
 
 def explain(return_code: int, log: str) -> Outcome:
     """Cause and cure of a failed compilation, from its exit status and its log."""
-    codes = tuple(dict.fromkeys(re.findall(r"\bNCC_([A-Z]{4}\d{3})\b", log)))
-    known = [code for code in codes if code in ERROR_CODES]
-    if known:
-        cause, cure = ERROR_CODES[known[0]]
-        return Outcome(False, 0, f"{cause} (NCC_{known[0]})", cure, codes)
-    killed = re.search(
-        r"failed with -9|terminated abnormally.*-9|std::bad_alloc|MemoryError|[Oo]ut of memory", log
-    )
-    if return_code in (-9, 137) or killed:
-        return Outcome(
-            False,
-            0,
-            "the compiler was killed: the host ran out of memory",
-            "use --jobs 1, or compile on any host with more memory and copy the bundle back",
+    codes = tuple(dict.fromkeys(re.findall(r"\bNCC_([A-Z]{3,4}\d{3})\b", log)))
+
+    def failed(cause: str, cure: str) -> Outcome:
+        return Outcome(False, 0, cause, cure, codes, log)
+
+    known = ERROR_CODES | NOTED_CODES
+    for code in codes:
+        if code in known:
+            cause, cure = known[code]
+            return failed(f"{cause} (NCC_{code})", cure)
+    if return_code == TIMED_OUT:
+        return failed(
+            "the compiler was ended: it took longer than --timeout-minutes allows",
+            "allow more minutes, compile this graph alone (--graphs), or convert with a smaller bucket",
         )
+    starved = r"failed with -9|terminated abnormally.*-9|std::bad_alloc|MemoryError|[Oo]ut of memory"
+    if return_code in (-9, 137) or re.search(starved, log):
+        return failed("the compiler was killed: the host ran out of memory", _MORE_MEMORY)
     if re.search(r"No space left on device|Errno 28", log):
-        return Outcome(False, 0, "the disk is full", "free some space, or point --work at a larger disk")
+        return failed("the disk is full", "free some space, or point --work at a larger disk")
+    signalled = -return_code if return_code < 0 else return_code - 128 if 128 < return_code < 160 else 0
+    if signalled:
+        return failed(
+            f"the compiler was ended by signal {signalled} ({_signal_name(signalled)})",
+            "run again; a crash that repeats (SIGSEGV, SIGABRT, SIGBUS) is a fault of the compiler: "
+            "try the newest neuronx-cc and report it to AWS with the log",
+        )
+    if codes:
+        return failed(
+            f"the compiler gave the error NCC_{codes[0]}, for which there is no entry here: {_said(log)}",
+            f"look it up in {LIST}; the log has the details",
+        )
+    return failed(f"neuronx-cc ended with {return_code}: {_said(log)}", "read the log")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _said(log: str) -> str:
+    """The last line of the log that speaks of an error, otherwise the last one."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    said = next(
-        (line for line in reversed(lines) if re.search("error", line, re.IGNORECASE)),
-        (lines or ["nothing"])[-1],
-    )
-    cure = (
-        f"see https://awsdocs-neuron.readthedocs-hosted.com for NCC_{codes[0]}" if codes else "read the log"
-    )
-    return Outcome(False, 0, f"neuronx-cc ended with {return_code}: {said[:300]}", cure, codes)
+    errors = [line for line in lines if re.search("error", line, re.IGNORECASE)]
+    return (errors or lines or ["it said nothing"])[-1][:300]
 
 
 def neff_problem(path: Path) -> str:
@@ -94,59 +100,24 @@ def neff_problem(path: Path) -> str:
     return ""
 
 
-class Processes:
-    """The running compilers, so that an interrupt can end all of them."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
-        self.stopped = False
-
-    def run(self, argv: Sequence[str], *, cwd: Path, environment: Mapping[str, str], log: Path) -> int:
-        """Run a command in its own process group, its output appended to `log`; return its status."""
-        with log.open("ab") as file:
-            with self._lock:
-                if self.stopped:
-                    return -signal.SIGTERM
-                process = subprocess.Popen(
-                    argv, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                    start_new_session=True,
-                )  # fmt: skip
-                self._running.add(process)
-            try:
-                return process.wait()
-            finally:
-                with self._lock:
-                    self._running.discard(process)
-
-    def stop(self) -> None:
-        """End everything that runs, with its children."""
-        with self._lock:
-            self.stopped = True
-            for process in self._running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-
-
-def compile_graph(job: Job, *, compiler: Compiler, target: str, work: Path, processes: Processes) -> Outcome:
+def compile_graph(
+    job: Job, hlo: bytes, *, compiler: Compiler, target: str, work: Path, processes: Processes
+) -> Outcome:
     """Run neuronx-cc on one graph. On success `work` holds graph.neff and log-neuron-cc.txt."""
     started = time.monotonic()
-    shutil.rmtree(work / "compiler", ignore_errors=True)
-    folder = work / "compiler"
-    folder.mkdir(parents=True)
+    folder = fresh(work / "compiler")
     paths = {
         "hlo": folder / "graph.hlo.pb",
         "neff": work / "graph.neff.part",
         "log": folder / "log-neuron-cc.txt",
     }
-    paths["hlo"].write_bytes(job.hlo)
+    paths["hlo"].write_bytes(hlo)
     paths["neff"].unlink(missing_ok=True)
     argv = [compiler.path, *(part.format(**paths) for part in job.argv[1:])]
-    # Flags from the environment would change the result behind the key's back.
-    environment = {name: value for name, value in os.environ.items() if name != "NEURON_CC_FLAGS"}
-    environment["NEURON_PLATFORM_TARGET_OVERRIDE"] = target
     printed = folder / "output.txt"
-    return_code = processes.run(argv, cwd=folder, environment=environment, log=printed)
+    return_code = processes.run(
+        argv, cwd=folder, environment=compiler_environment(target), log=printed, name=job.graph
+    )
     log = "".join(
         path.read_text(encoding="utf-8", errors="replace")
         for path in (printed, paths["log"])
@@ -157,29 +128,17 @@ def compile_graph(job: Job, *, compiler: Compiler, target: str, work: Path, proc
     seconds = round(time.monotonic() - started, 1)
     if return_code != 0:
         failed = explain(return_code, log)
-        return Outcome(False, seconds, failed.cause, failed.cure, failed.codes)
+        return Outcome(False, seconds, failed.cause, failed.cure, failed.codes, log)
     problem = neff_problem(paths["neff"])
     if problem:
-        return Outcome(
-            False, seconds, problem + ", although it reported success", "check the disk and run again"
-        )
+        cause = problem + ", although it reported success"
+        return Outcome(False, seconds, cause, "check the disk and run again", log=log)
     paths["neff"].replace(work / "graph.neff")
     shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(True, seconds)
+    return Outcome(True, seconds, log=log)
 
 
-def graph_argv(plan: Mapping[str, Any], target: str, graph: str, compiler: Compiler) -> tuple[str, ...]:
-    """The canonical command line of a graph: the plan's, and the flags that this compiler version knows."""
-    entry = plan["targets"][target]
-    argv = list(entry["graphs"][graph]["argv"])
-    for extra in entry["version_flags"]:
-        if version_pair(compiler.version) >= version_pair(extra["since"]):
-            argv += extra["arguments"]
-    return tuple(argv)
-
-
-def job_key(hlo: bytes, argv: Sequence[str], compiler: str, kernels: Sequence[str], nki: str) -> str:
-    """SHA-256 over everything that decides the NEFF."""
-    digest = hashlib.sha256(hlo)
-    digest.update(json.dumps([list(argv), compiler, sorted(kernels), nki]).encode())
-    return digest.hexdigest()
+def compiler_environment(target: str) -> dict[str, str]:
+    """Our environment for neuronx-cc: flags in it would change the result behind the key's back."""
+    environment = {name: value for name, value in os.environ.items() if name != "NEURON_CC_FLAGS"}
+    return environment | {"NEURON_PLATFORM_TARGET_OVERRIDE": target}

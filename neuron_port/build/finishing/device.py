@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .build import Build
 from .files import FINISH, read_json, write_json
+from .processes import TIMED_OUT, Processes, fresh
 from .tables import FAMILIES
+
+LIMIT_SECONDS = 1800.0  # for each graph, unless --timeout-minutes says otherwise: loading and a few runs
 
 
 def instance_type() -> str:
@@ -25,48 +27,67 @@ def instance_type() -> str:
     return "unknown"
 
 
-def device_obstacle(device_nodes: str, target: str, instance: str, nrtpy_python: str) -> str:
-    """Why NEFFs for `target` cannot be run here, or ""."""
+def device_obstacle(device_nodes: str, target: str, instance: str) -> str:
+    """Why nothing compiled for `target` can be run here, or ""."""
     pattern = Path(device_nodes)
     if not any(pattern.parent.glob(pattern.name)):
         return f"there is no Neuron device here ({device_nodes})"
     family = instance.partition(".")[0]
     if family != "unknown" and family not in FAMILIES[target]:
-        return f"this is a {instance}, which cannot run NEFFs for {target}"
-    code = "import nrtpy, numpy; nrtpy.NrtpyModel, nrtpy.NrtpyTensor"
-    try:
-        answer = subprocess.run(
-            [nrtpy_python, "-c", code], capture_output=True, text=True, timeout=300, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{nrtpy_python} does not run: {error}"
-    if answer.returncode != 0:
-        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-        return (
-            f"nrtpy cannot be imported by {nrtpy_python} ({last}); --nrtpy-python names another interpreter"
-        )
+        return f"this is a {instance}, which cannot run what was compiled for {target}"
     return ""
 
 
-def check_on_device(
+def nrtpy_obstacle(python: str) -> str:
+    """Why the interpreter cannot run NEFFs, or ""."""
+    code = "import nrtpy, numpy; nrtpy.NrtpyModel, nrtpy.NrtpyTensor"
+    try:
+        answer = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, timeout=300, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{python} does not run: {error}"
+    if answer.returncode != 0:
+        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        return f"nrtpy cannot be imported by {python} ({last}); --nrtpy-python names another interpreter"
+    return ""
+
+
+def check_neffs(
     build: Build, graphs: Sequence[str], nrtpy_python: str, weights: Path | None
 ) -> dict[str, Any]:
-    """Run `finish.py _device` in the nrtpy environment; return its report.
-
-    The report has "graphs", or "problem" (nothing could be tried), or "failed" (the device or nrtpy gave up).
-    """
-    folder = build.work / "device"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Run the NEFFs by `finish.py _device` in the nrtpy environment; the report of `run_check`."""
     request = {
         "bundle": str(build.bundle.folder), "graphs": list(graphs),
         "weights": None if weights is None else str(weights.resolve()),
         "target": build.target,
     }  # fmt: skip
+    command = [nrtpy_python, str(FINISH), "_device"]
+    return run_check(command, request, work=build.work, processes=build.processes, environment=os.environ)
+
+
+def run_check(
+    command: Sequence[str], request: Mapping[str, Any], *, work: Path, processes: Processes,
+    environment: Mapping[str, str],
+) -> dict[str, Any]:  # fmt: skip
+    """Run the part of finishing that asks a device, in another interpreter; return its report.
+
+    The report has "graphs", or "problem" (nothing could be tried), or "failed" (the device or its runtime gave
+    up, or did not come to an end).
+    """
+    folder = fresh(work / "device")
     write_json(folder / "request.json", request)
-    command = [nrtpy_python, str(FINISH), "_device", "request.json", "result.json"]
     log = folder / "log.txt"
-    status = build.processes.run(command, cwd=folder, environment=os.environ, log=log)
+    limit = (processes.limit_seconds or LIMIT_SECONDS) * len(request["graphs"])
+    running = Processes(limit, processes.progress_seconds)
+    argv = [*command, "request.json", "result.json"]
+    try:
+        status = running.run(argv, cwd=folder, environment=environment, log=log, name="device")
+    except BaseException:
+        running.stop()
+        raise
+    if status == TIMED_OUT:
+        return {"failed": f"the run on the device did not end within {limit / 60:.0f} minutes (log: {log})"}
     if status != 0 or not (folder / "result.json").is_file():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
         return {"failed": f"the run on the device failed with {status}: {lines[-1][:300]} (log: {log})"}

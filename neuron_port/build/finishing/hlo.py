@@ -1,12 +1,9 @@
-"""Reads XLA's HloModuleProto and replaces placeholder custom calls: a walker over protobuf's wire format.
-
-Only the few fields that finishing needs are known; all other bytes are copied as they are.
-"""
+"""Reads XLA's HloModuleProto: a walker over protobuf's wire format that knows the fields that finishing needs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +42,8 @@ class Instruction:
     parameter_number: int = 0
     target: str = ""
     backend_config: bytes = b""
+    tuple_index: int = 0
+    called: tuple[int, ...] = ()  # ids of the computations that it calls
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,11 @@ class Computation:
 
     id: int
     name: str
+    root: int
     instructions: tuple[Instruction, ...]
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:
@@ -68,7 +68,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _write_varint(value: int) -> bytes:
+def write_varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -77,21 +77,21 @@ def _write_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
+def fields(data: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
     """(field number, value, the field's own bytes) for every field of a message, in order."""
     at = 0
     while at < len(data):
         start = at
-        key, at = _read_varint(data, at)
+        key, at = read_varint(data, at)
         kind = key & 7
         value: int | bytes
         if kind == 0:
-            value, at = _read_varint(data, at)
+            value, at = read_varint(data, at)
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
             value, at = data[at : at + size], at + size
         elif kind == 2:
-            size, at = _read_varint(data, at)
+            size, at = read_varint(data, at)
             value, at = data[at : at + size], at + size
         else:
             raise HloError(f"unknown wire type {kind} at byte {start}")
@@ -100,86 +100,101 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
         yield key >> 3, value, data[start:at]
 
 
-def _as_bytes(value: int | bytes) -> bytes:
+def as_bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
         raise HloError("a number stands where a message belongs")
     return value
 
 
-def _as_ints(value: int | bytes) -> list[int]:
+def as_ints(value: int | bytes) -> list[int]:
     """A repeated integer field: one value, or many packed."""
     if isinstance(value, int):
         return [value]
     numbers, at = [], 0
     while at < len(value):
-        number, at = _read_varint(value, at)
+        number, at = read_varint(value, at)
         numbers.append(number)
     return numbers
 
 
-def _read_shape(data: bytes) -> Shape:
+def read_shape(data: bytes) -> Shape:
     dtype, dimensions, parts = "", [], []
-    for number, value, _ in _fields(data):
+    for number, value, _ in fields(data):
         if number == 2 and isinstance(value, int):
             dtype = "tuple" if value == TUPLE else PRIMITIVE_TYPES.get(value, f"type {value}")
         elif number == 3:
-            dimensions += _as_ints(value)
+            dimensions += as_ints(value)
         elif number == 4:
-            parts.append(_read_shape(_as_bytes(value)))
+            parts.append(read_shape(as_bytes(value)))
     return Shape(dtype, tuple(dimensions), tuple(parts))
 
 
-def _read_instruction(data: bytes) -> Instruction:
+def read_instruction(data: bytes) -> Instruction:
     found: dict[str, Any] = {}
     operands: list[int] = []
-    for number, value, _ in _fields(data):
+    called: list[int] = []
+    for number, value, _ in fields(data):
         if number in (1, 2, 28):
-            found[{1: "name", 2: "opcode", 28: "target"}[number]] = _as_bytes(value).decode()
+            found[{1: "name", 2: "opcode", 28: "target"}[number]] = as_bytes(value).decode()
         elif number == 3:
-            found["shape"] = _read_shape(_as_bytes(value))
-        elif number in (9, 35):
-            found[{9: "parameter_number", 35: "id"}[number]] = value
+            found["shape"] = read_shape(as_bytes(value))
+        elif number in (9, 13, 35):
+            found[{9: "parameter_number", 13: "tuple_index", 35: "id"}[number]] = value
         elif number == 36:
-            operands += _as_ints(value)
+            operands += as_ints(value)
+        elif number == 38:
+            called += as_ints(value)
         elif number == 43:
-            found["backend_config"] = _as_bytes(value)
-    return Instruction(operands=tuple(operands), **found)
+            found["backend_config"] = as_bytes(value)
+    return Instruction(operands=tuple(operands), called=tuple(called), **found)
+
+
+def read_computation(data: bytes) -> Computation:
+    """One HloComputationProto."""
+    numbers, name, instructions = {5: 0, 6: 0}, "", []
+    for number, value, _ in fields(data):
+        if number == 1:
+            name = as_bytes(value).decode()
+        elif number == 2:
+            instructions.append(read_instruction(as_bytes(value)))
+        elif number in numbers and isinstance(value, int):
+            numbers[number] = value
+    return Computation(numbers[5], name, numbers[6], tuple(instructions))
 
 
 def read_computations(module: bytes) -> tuple[list[Computation], int]:
     """All computations of a HloModuleProto, and the id of the entry computation (0: not named)."""
     computations, entry = [], 0
-    for number, value, _ in _fields(module):
+    for number, value, _ in fields(module):
         if number == 6 and isinstance(value, int):
             entry = value
         elif number == 3:
-            identity, name, instructions = 0, "", []
-            for inner, content, _ in _fields(_as_bytes(value)):
-                if inner == 1:
-                    name = _as_bytes(content).decode()
-                elif inner == 2:
-                    instructions.append(_read_instruction(_as_bytes(content)))
-                elif inner == 5 and isinstance(content, int):
-                    identity = content
-            computations.append(Computation(identity, name, tuple(instructions)))
+            computations.append(read_computation(as_bytes(value)))
     return computations, entry
 
 
-def entry_parameters(module: bytes) -> list[Shape]:
-    """Shapes of the entry computation's parameters, by parameter number."""
+def entry_computation(module: bytes) -> Computation:
+    """The computation that the module runs. Raises: HloError when it has none."""
     computations, entry = read_computations(module)
     chosen = [found for found in computations if found.id == entry]
     if not chosen:
         raise HloError(f"the module has no entry computation (id {entry})")
-    parameters = [found for found in chosen[-1].instructions if found.opcode == "parameter"]
+    return chosen[-1]
+
+
+def entry_parameters(module: bytes) -> list[Shape]:
+    """Shapes of the entry computation's parameters, by parameter number."""
+    parameters = [found for found in entry_computation(module).instructions if found.opcode == "parameter"]
     return [found.shape for found in sorted(parameters, key=lambda found: found.parameter_number)]
 
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A custom call `neuron_port.<kernel>` that waits for its compiled kernel."""
+    """A custom call `neuron_port.<kernel>` that waits for its compiled kernel.
 
-    computation: int
+    The computation that it calls is the kernel's reference: the same function in plain HLO.
+    """
+
     instruction: Instruction
     kernel: str
     kernel_sha256: str
@@ -198,17 +213,15 @@ class Placeholder:
 
 
 def placeholders(module: bytes) -> list[Placeholder]:
-    """Every placeholder custom call of a module, with the shapes of its operands and results."""
+    """Every placeholder custom call of the entry computation, with the shapes of its operands and results."""
     found = []
-    for computation in read_computations(module)[0]:
-        shapes = {instruction.id: instruction.shape for instruction in computation.instructions}
-        for instruction in computation.instructions:
-            if instruction.opcode != "custom-call" or not instruction.target.startswith(PLACEHOLDER):
-                continue
+    entry = entry_computation(module)
+    shapes = {instruction.id: instruction.shape for instruction in entry.instructions}
+    for instruction in entry.instructions:
+        if is_placeholder(instruction):
             shape, config = instruction.shape, _call_config(instruction)
             found.append(
                 Placeholder(
-                    computation=computation.id,
                     instruction=instruction,
                     kernel=instruction.target.removeprefix(PLACEHOLDER),
                     kernel_sha256=config["kernel"],
@@ -220,6 +233,10 @@ def placeholders(module: bytes) -> list[Placeholder]:
     return found
 
 
+def is_placeholder(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and instruction.target.startswith(PLACEHOLDER)
+
+
 def _call_config(instruction: Instruction) -> dict[str, Any]:
     """A placeholder's backend_config: {"kernel": sha256 of its source, "entry": name, "attributes": {}}."""
     try:
@@ -227,36 +244,3 @@ def _call_config(instruction: Instruction) -> dict[str, Any]:
         return {"kernel": str(config["kernel"]), "attributes": dict(config["attributes"])}
     except (ValueError, KeyError, TypeError) as error:
         raise HloError(f"backend_config of {instruction.name} does not describe a kernel: {error}") from error
-
-
-def replace_custom_calls(module: bytes, configs: Mapping[tuple[int, int], bytes]) -> bytes:
-    """The module with (computation id, instruction id) -> backend_config turned into native kernels.
-
-    Only custom_call_target (28) and backend_config (43) of those instructions change; the rest is copied.
-    """
-
-    def rebuild(data: bytes, number: int, edit: Callable[[bytes], bytes]) -> bytes:
-        out = bytearray()
-        for found, value, raw in _fields(data):
-            out += _message(number, edit(_as_bytes(value))) if found == number else raw
-        return bytes(out)
-
-    def edit_computation(data: bytes) -> bytes:
-        identity = next((value for number, value, _ in _fields(data) if number == 5), 0)
-
-        def edit_instruction(raw: bytes) -> bytes:
-            config = configs.get(
-                (int(identity) if isinstance(identity, int) else 0, _read_instruction(raw).id)
-            )
-            if config is None:
-                return raw
-            kept = b"".join(own for number, _, own in _fields(raw) if number not in (28, 43))
-            return kept + _message(28, NATIVE_KERNEL.encode()) + _message(43, config)
-
-        return rebuild(data, 2, edit_instruction)
-
-    return rebuild(module, 3, edit_computation)
-
-
-def _message(number: int, content: bytes) -> bytes:
-    return _write_varint(number << 3 | 2) + _write_varint(len(content)) + content

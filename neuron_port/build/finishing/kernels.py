@@ -1,4 +1,4 @@
-"""Steps 2 and 3: whether graphs are compiled with NKI kernels, and how the kernels get into the graph."""
+"""Steps 2 and 3: whether graphs are compiled with NKI kernels, and what nki makes of them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import binascii
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .environment import Bundle, Compiler, version_pair
 from .files import ENVIRONMENT, FINISH, Stop, read_json, write_json
-from .hlo import placeholders, replace_custom_calls
+from .hlo import Placeholder
+from .processes import TIMED_OUT, Processes, fresh
 from .tables import MINIMUM_NKI
 
 
@@ -89,73 +89,74 @@ def choose_kernels(requested: str, target: str, probe: Callable[[], NkiProbe]) -
     return False, found.problem
 
 
-class KernelError(Exception):
-    """A kernel could not be compiled for this graph; the twin is used instead."""
+class Workshop:
+    """Compiles the kernels of one graph with nki, each call form once.
 
-
-def materialise(
-    bundle: Bundle, module: bytes, *, target: str, compiler: Compiler, nki_python: str, work: Path
-) -> bytes:
-    """The module with every placeholder turned into a native kernel; equal calls are compiled once.
-
-    Raises: KernelError with one sentence.
+    A call form is a kernel with the shapes, dtypes and attributes of a call: equal forms share a compiled
+    kernel.
     """
-    kernels = {kernel["name"]: kernel for kernel in bundle.manifest["kernels"]}
-    compiled: dict[str, bytes] = {}
-    configs = {}
-    for found in placeholders(module):
-        if found.kernel not in kernels:
-            raise KernelError(f"the bundle has no kernel `{found.kernel}`")
-        kernel = kernels[found.kernel]
-        if found.kernel_sha256 != kernel["sha256"]:
-            raise KernelError(
-                f"the graph wants another version of kernel `{found.kernel}` than the bundle has"
-            )
-        if target not in kernel["targets"]:
-            raise KernelError(f"kernel `{found.kernel}` is not meant for {target}")
-        request = found.request()
-        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
-        if key not in compiled:
+
+    def __init__(
+        self, bundle: Bundle, *, target: str, compiler: Compiler, nki_python: str, work: Path,
+        processes: Processes,
+    ) -> None:  # fmt: skip
+        self.kernels = {kernel["name"]: kernel for kernel in bundle.manifest["kernels"]}
+        self.folder, self.target, self.compiler = bundle.folder, target, compiler
+        self.nki_python, self.work, self.processes = nki_python, work / "kernels", processes
+        self.configs: dict[int, bytes] = {}  # instruction id -> backend_config
+        self.refusals: dict[str, str] = {}  # kernel -> why it cannot be had
+        self._made: dict[str, bytes | str] = {}  # call form -> backend_config, or the sentence of its failure
+
+    def compile(self, calls: Sequence[Placeholder]) -> None:
+        """Fill `configs` for the calls; a kernel of which one form fails is refused, with the reason."""
+        for call in calls:
+            if call.kernel in self.refusals:
+                continue
+            made = self._form(call)
+            if isinstance(made, bytes):
+                self.configs[call.instruction.id] = made
+            else:
+                self.refusals[call.kernel] = made
+
+    def _form(self, call: Placeholder) -> bytes | str:
+        kernel = self.kernels.get(call.kernel)
+        if kernel is None:
+            return "the bundle has no such kernel"
+        if call.kernel_sha256 != kernel["sha256"]:
+            return "the graph wants another version of it than the bundle has"
+        request = call.request()
+        form = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
+        if form not in self._made:
             request |= {
-                "source": str(bundle.folder / kernel["path"] / "kernel.py"),
+                "source": str(self.folder / kernel["path"] / "kernel.py"),
                 "entry_point": kernel["entry_point"],
-                "target": target,
-                "neuronx_cc": compiler.path,
-                "artifacts": str(work / "kernels" / f"{found.kernel}-{key}"),
+                "target": self.target,
+                "neuronx_cc": self.compiler.path,
+                "artifacts": str(self.work / f"{call.kernel}-{form}"),
             }
-            compiled[key] = _compile_kernel_elsewhere(request, nki_python)
-        configs[found.computation, found.instruction.id] = compiled[key]
-    return replace_custom_calls(module, configs)
+            self._made[form] = self._compile_elsewhere(request)
+        return self._made[form]
 
-
-def _compile_kernel_elsewhere(request: Mapping[str, Any], nki_python: str) -> bytes:
-    """Run `finish.py _kernel` in the NKI environment; return the custom call's backend_config."""
-    folder = Path(request["artifacts"])
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    asked, answered = folder / "request.json", folder / "result.json"
-    write_json(asked, request)
-    # The chip is named by a variable because NKI >= 0.3 refuses a platform argument on `nki.jit`.
-    environment = os.environ | {"NEURON_PLATFORM_TARGET_OVERRIDE": request["target"]}
-    command = [nki_python, str(FINISH), "_kernel", str(asked), str(answered)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=folder,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode != 0 or not answered.is_file():
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise KernelError(f"nki did not compile kernel `{request['kernel']}`: {last[:300]}")
-    config = str(read_json(answered)["backend_config"])
-    try:
-        json.loads(base64.b64decode(config, validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise KernelError(f"nki's answer for `{request['kernel']}` is not base64 JSON: {error}") from error
-    return config.encode()
+    def _compile_elsewhere(self, request: Mapping[str, Any]) -> bytes | str:
+        """Run `finish.py _kernel` in the NKI environment: the call's backend_config, or why there is none."""
+        folder = fresh(Path(request["artifacts"]))
+        asked, answered, log = folder / "request.json", folder / "result.json", folder / "log.txt"
+        write_json(asked, request)
+        # The chip is named by a variable because NKI >= 0.3 refuses a platform argument on `nki.jit`.
+        environment = os.environ | {"NEURON_PLATFORM_TARGET_OVERRIDE": request["target"]}
+        command = [self.nki_python, str(FINISH), "_kernel", str(asked), str(answered)]
+        status = self.processes.run(command, cwd=folder, environment=environment, log=log)
+        if status == TIMED_OUT:
+            return "nki did not compile it within --timeout-minutes"
+        if status != 0 or not answered.is_file():
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            return f"nki did not compile it: {(said or [f'it ended with {status}'])[-1][:300]}"
+        config = str(read_json(answered)["backend_config"])
+        try:
+            json.loads(base64.b64decode(config, validate=True))
+        except (binascii.Error, ValueError) as error:
+            return f"nki's answer for it is not base64 JSON: {error}"
+        return config.encode()
 
 
 def compile_kernel_with_nki(request: Mapping[str, Any]) -> str:
@@ -164,7 +165,7 @@ def compile_kernel_with_nki(request: Mapping[str, Any]) -> str:
     NOT VERIFIED: no machine with the Neuron SDK has run this function. The calls are those that public users
     of NKI >= 0.4 make (ZML's kernel compiler, vLLM Neuron): `compile_to_bir` with arrays for tensors and
     plain values for attributes. Kernels are launched without a grid, hence lnc=1. Whatever goes wrong here
-    costs the kernels, never the bundle: the graph is then compiled from its twin.
+    costs this kernel, never the graph: its calls are then compiled from its reference.
     """
     import importlib.util
     import inspect

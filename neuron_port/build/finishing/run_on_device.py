@@ -1,17 +1,24 @@
 """Step 5b, in the nrtpy environment: runs every NEFF on its golden inputs, compares with the reference.
 
 Written against nrtpy's public documentation (aws-neuron-sdk, neuron-runtime/nrtpy, SDK 2.32). NOT VERIFIED:
-no machine with a Neuron device has run it.
+no machine with a Neuron device has run it. Tensor-parallel ranks are models of one process, as the documents
+describe it (visible cores, `core_id`, `cc_enabled`, `rank_id`, `world_size`), each in a thread of its own,
+because a rank's call returns only when all ranks have called; whether nrtpy lets threads run at once is not
+documented, and the caller's time limit ends a run in which it does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .files import MANIFEST, read_json, sha256_of, write_json
-from .weights import Weights, narrow, widen
+from .comparing import compare_outputs
+from .files import MANIFEST, read_json, write_json
+from .weights import Weights, laid_out, narrow, open_weights, part_of, raw_dtype, weight_sources
+
+ALIAS_SUFFIX = ".must_alias_input"  # what the compiler adds to the name of an input that it writes in place
 
 
 def device_main(request_path: Path, result_path: Path) -> int:
@@ -19,159 +26,168 @@ def device_main(request_path: Path, result_path: Path) -> int:
     request = read_json(request_path)
     folder = Path(request["bundle"])
     manifest, plan = read_json(folder / MANIFEST), read_json(folder / "build" / "plan.json")
-    wanted = {name for graph in request["graphs"] for name in _weight_names(folder, graph)}
-    weights, missing = _open_weights(folder, manifest, request["weights"], wanted)
-    if missing:
+    ranks = manifest["target"]["tp"]
+    wanted = weight_sources(folder, request["graphs"])
+    opened = [open_weights(folder, manifest, request["weights"], wanted, rank) for rank in range(ranks)]
+    if missing := next((problem for _, problem in opened if problem), ""):
         write_json(result_path, {"problem": missing})
         return 0
+    cores = [Core(weights, rank, ranks) for rank, (weights, _) in enumerate(opened)]
+    if ranks > 1:
+        import nrtpy
+
+        nrtpy.configure(visible_cores=range(ranks))
     report: dict[str, Any] = {"graphs": {}, "benchmarks": {}}
-    uploaded: dict[tuple[str, str, str], Any] = {}
     for graph in request["graphs"]:
-        neff = folder / "neff" / request["target"] / f"{graph}.neff"
-        interface = read_json(folder / "graphs" / graph / "io.json")
         golden_path = folder / "parity" / "golden" / f"{graph}.safetensors"
         if not golden_path.is_file():
-            report["graphs"][graph] = {
-                "pass": False,
-                "problem": "the bundle has no golden values for this graph",
-            }
+            problem = "the bundle has no golden values for this graph"
+            report["graphs"][graph] = {"pass": False, "problem": problem}
             continue
-        checked = run_graph(neff, interface, Weights([golden_path]), weights, plan["device_limits"], uploaded)
+        neff = folder / "neff" / request["target"] / f"{graph}.neff"
+        interface = read_json(folder / "graphs" / graph / "io.json")
+        checked = run_graph(cores, neff, interface, Weights([golden_path]), plan["device_limits"])
         report["benchmarks"][graph] = checked.pop("benchmark")
         report["graphs"][graph] = checked
     write_json(result_path, report)
     return 0
 
 
-def _weight_names(folder: Path, graph: str) -> list[str]:
-    inputs = read_json(folder / "graphs" / graph / "io.json")["inputs"]
-    return [entry["source"] for entry in inputs if entry["role"] == "weight"]
+class Core:
+    """One rank: its core, its weights, and those of them that are on the device already."""
 
+    def __init__(self, weights: Weights, rank: int, ranks: int) -> None:
+        self.weights, self.rank, self.ranks = weights, rank, ranks
+        self._uploaded: dict[tuple[str, str, str], Any] = {}
 
-def _open_weights(
-    folder: Path, manifest: Mapping[str, Any], elsewhere: str | None, wanted: set[str]
-) -> tuple[Weights, str]:
-    """The weights of the bundle or of --weights, their hashes checked; or why they are not there."""
-    mine = sorted((folder / "weights").glob("*.safetensors")) if (folder / "weights").is_dir() else []
-    outside = sorted(Path(elsewhere).glob("*.safetensors")) if elsewhere else []
-    expected = {entry["name"]: entry["sha256"] for entry in manifest["weights"]["files"]}
-    for path in [*mine, *outside]:
-        if not path.is_file():
-            return Weights(
-                []
-            ), f"weights/{path.name} is a link to nothing; --weights DIR names the checkpoint's folder"
-        if path.name in expected and sha256_of(path) != expected[path.name]:
-            return Weights([]), f"{path.name} is not the file that was converted: its SHA-256 differs"
-    weights = Weights([*mine, *outside])
-    absent = sorted(name for name in wanted if name.removeprefix("derived:") not in weights)
-    if absent:
-        why = (
-            "they were random and are not stored"
-            if manifest["weights"]["random"]
-            else "--weights DIR names their folder"
+    def load(self, neff: Path) -> Any:
+        from nrtpy import NrtpyModel
+
+        if self.ranks == 1:
+            return NrtpyModel.load_from_neff(str(neff))
+        return NrtpyModel.load_from_neff(
+            str(neff), core_id=self.rank, cc_enabled=True, rank_id=self.rank, world_size=self.ranks
         )
-        return weights, f"{len(absent)} weights are not in the bundle ({absent[0]}, ...): {why}"
-    return weights, ""
 
+    def place(self, array: Any, name: str) -> Any:
+        """The array as a tensor on this rank's core."""
+        import numpy
+        from nrtpy import NrtpyTensor
 
-def laid_out(array: Any, transform: str) -> Any:
-    """The weight in the kernel's layout, as the interface's `transform` says (docs/bundle.md)."""
-    if transform == "none":
-        return array
-    if transform == "transpose":
-        return array.swapaxes(-1, -2)
-    return array.transpose([int(axis) for axis in transform.removeprefix("permute:").split(",")])
+        return NrtpyTensor.from_numpy(numpy.ascontiguousarray(array), name=name, core_id=self.rank)
+
+    def weight(self, entry: Mapping[str, Any]) -> Any:
+        """A weight as the interface's entry wants it; weights that graphs share are uploaded once."""
+        import numpy
+
+        key = (entry["source"], entry["transform"], entry["dtype"])
+        if key not in self._uploaded:
+            array = self.weights.cast(entry["source"].removeprefix("derived:"), entry["dtype"])
+            array = numpy.ascontiguousarray(laid_out(array, entry["transform"]))
+            self._uploaded[key] = self.place(array.reshape(entry["shape"]), entry["name"])
+        return self._uploaded[key]
+
+    def given(self, entry: Mapping[str, Any], golden: Weights) -> Any:
+        """An input or state from the golden file, or zeros; of a state the part that this rank holds."""
+        import numpy
+
+        if entry["name"] in golden:
+            array = part_of(golden.cast(entry["name"], entry["dtype"]), entry.get("shard"), self.rank)
+        else:
+            array = narrow(numpy.zeros(entry["shape"], numpy.float32), entry["dtype"])
+        return self.place(array.reshape(entry["shape"]), entry["name"])
 
 
 def run_graph(
-    neff: Path, interface: Mapping[str, Any], golden: Weights, weights: Weights,
-    limits: Mapping[str, Mapping[str, float]], uploaded: dict[tuple[str, str, str], Any],
+    cores: list[Core], neff: Path, interface: Mapping[str, Any], golden: Weights,
+    limits: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:  # fmt: skip
-    """Load one NEFF through nrtpy, run it on the golden inputs and compare every golden output.
+    """Load one NEFF on every core, run it on the golden inputs and compare every golden output of every rank."""
+    results = on_every(cores, lambda core: run_on_core(core, neff, interface, golden, limits))
+    checked = results[0]
+    for rank, other in enumerate(results[1:], start=1):
+        checked["outputs"] |= {f"{name} (rank {rank})": value for name, value in other["outputs"].items()}
+        checked["pass"] = checked["pass"] and other["pass"]
+    return checked
+
+
+def on_every(cores: list[Core], run: Callable[[Core], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `run` returns for each core, all at the same time. Raises what the first one raised."""
+    if len(cores) == 1:
+        return [run(cores[0])]
+    results: dict[int, dict[str, Any]] = {}
+    failures: list[BaseException] = []
+    ended = threading.Event()
+
+    def one(core: Core) -> None:
+        try:
+            results[core.rank] = run(core)
+        except BaseException as error:
+            failures.append(error)
+        if failures or len(results) == len(cores):
+            ended.set()
+
+    for core in cores:
+        # Daemons: when one rank fails, the others may wait for it forever inside the runtime.
+        threading.Thread(target=one, args=(core,), daemon=True).start()
+    ended.wait()
+    if failures:
+        raise failures[0]
+    return [results[core.rank] for core in cores]
+
+
+def run_on_core(
+    core: Core, neff: Path, interface: Mapping[str, Any], golden: Weights,
+    limits: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:  # fmt: skip
+    """Run one NEFF on one core and compare.
 
     State (key/value caches) that the golden file does not give starts as zeros. An aliased output is the same
     device tensor as its input, which is how the runtime shares the buffer.
     """
     import numpy
-    from nrtpy import NrtpyModel, NrtpyTensor
 
-    model = NrtpyModel.load_from_neff(str(neff))
-    tensors: dict[str, Any] = {}
+    model = core.load(neff)
+    tensors, skipped = {}, []
     for entry in interface["inputs"]:
-        name, dtype, shape = entry["name"], entry["dtype"], entry["shape"]
-        if entry["role"] == "weight":
-            key = (entry["source"], entry["transform"], dtype)
-            if key not in uploaded:
-                array = weights.cast(entry["source"].removeprefix("derived:"), dtype)
-                array = laid_out(array, entry["transform"])
-                uploaded[key] = NrtpyTensor.from_numpy(
-                    numpy.ascontiguousarray(array).reshape(shape), name=name
-                )
-            tensors[name] = uploaded[key]
+        name = _neff_name(entry["name"], model.input_tensors_info)
+        if name is None and entry["role"] == "weight":
+            skipped.append(entry["name"])  # nothing reads it, so the compiler has left it out
         else:
-            array = (
-                golden.cast(name, dtype)
-                if name in golden
-                else narrow(numpy.zeros(shape, numpy.float32), dtype)
-            )
-            tensors[name] = NrtpyTensor.from_numpy(array.reshape(shape), name=name)
+            tensor = core.weight(entry) if entry["role"] == "weight" else core.given(entry, golden)
+            tensors[entry["name"]] = (_known(name, entry["name"], model.input_tensors_info), tensor)
     outputs = {}
     for entry in interface["outputs"]:
-        blank = narrow(numpy.zeros(entry["shape"], numpy.float32), entry["dtype"])
-        shared = tensors.get(entry["alias_of"]) if entry["alias_of"] else None
-        outputs[entry["name"]] = (
-            shared if shared is not None else NrtpyTensor.from_numpy(blank, name=entry["name"])
-        )
-    inputs = {_neff_name(name, model.input_tensors_info): tensor for name, tensor in tensors.items()}
-    results = {_neff_name(name, model.output_tensors_info): tensor for name, tensor in outputs.items()}
-    model(inputs=inputs, outputs=results)
-    compared = {}
-    for entry in interface["outputs"]:
-        if entry["name"] in golden:
-            got = outputs[entry["name"]].numpy()
-            raw = numpy.frombuffer(numpy.ascontiguousarray(got).tobytes(), dtype=blank_dtype(entry["dtype"]))
-            reference = golden.float32(entry["name"])
-            compared[entry["name"]] = compare(widen(raw, entry["dtype"]).reshape(entry["shape"]), reference,
-                                              limits[entry["dtype"]])  # fmt: skip
+        name = _known(_neff_name(entry["name"], model.output_tensors_info), entry["name"],
+                      model.output_tensors_info)  # fmt: skip
+        if entry["alias_of"] is not None:
+            outputs[entry["name"]] = (name, tensors[entry["alias_of"]][1])
+        else:
+            blank = narrow(numpy.zeros(entry["shape"], numpy.float32), entry["dtype"])
+            outputs[entry["name"]] = (name, core.place(blank, entry["name"]))
+    given, results = dict(tensors.values()), dict(outputs.values())
+    model(inputs=given, outputs=results)
+
+    def read(entry: Mapping[str, Any]) -> Any:
+        """An output's raw values: the runtime may call their dtype void."""
+        got = numpy.ascontiguousarray(outputs[entry["name"]][1].numpy())
+        return numpy.frombuffer(got.tobytes(), dtype=raw_dtype(entry["dtype"])).reshape(entry["shape"])
+
+    compared = compare_outputs(interface, golden, limits, read, core.rank)
     passed = bool(compared) and all(result["pass"] for result in compared.values())
-    return {"pass": passed, "outputs": compared, "benchmark": benchmark(model, inputs, results)}
+    return {
+        "pass": passed, "outputs": compared, "not_read": skipped, "benchmark": benchmark(model, given, results)
+    }  # fmt: skip
 
 
-def blank_dtype(dtype: str) -> str:
-    """NumPy's name for the raw bits of `dtype`."""
-    return "uint16" if dtype == "bfloat16" else dtype
+def _neff_name(name: str, known: Mapping[str, Any]) -> str | None:
+    return next((candidate for candidate in (name, name + ALIAS_SUFFIX) if candidate in known), None)
 
 
-def _neff_name(name: str, known: Mapping[str, Any]) -> str:
-    """The NEFF's name of a tensor: the compiler marks inputs that it writes in place by a suffix."""
-    for candidate in (name, f"{name}.must_alias_input"):
-        if candidate in known:
-            return candidate
-    raise KeyError(f"the NEFF has no tensor `{name}`; it has {', '.join(sorted(known))[:400]}")
-
-
-def compare(got: Any, reference: Any, limits: Mapping[str, float]) -> dict[str, Any]:
-    """Relative error (2-norm), cosine and largest difference against the float32 reference."""
-    import numpy
-
-    got, reference = got.astype(numpy.float64).ravel(), reference.astype(numpy.float64).ravel()
-    if not numpy.isfinite(got).all():
-        return {
-            "pass": False,
-            "problem": "the device returned NaN or infinity",
-            "metrics": {},
-            "limits": dict(limits),
-        }
-    norm = float(numpy.linalg.norm(reference))
-    scale = norm if norm > 0 else 1.0
-    both = norm * float(numpy.linalg.norm(got))
-    metrics = {
-        "relative_error": float(numpy.linalg.norm(got - reference)) / scale,
-        "cosine_distance": 1.0 - float(got @ reference) / both if both > 0 else float(norm > 0),
-        "max_abs": float(numpy.abs(got - reference).max(initial=0.0)),
-    }
-    passed = all(metrics[name] <= limit for name, limit in limits.items())
-    return {"pass": passed, "metrics": metrics, "limits": dict(limits)}
+def _known(name: str | None, wanted: str, known: Mapping[str, Any]) -> str:
+    if name is None:
+        raise KeyError(f"the NEFF has no tensor `{wanted}`; it has {', '.join(sorted(known))[:400]}")
+    return name
 
 
 def benchmark(model: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:

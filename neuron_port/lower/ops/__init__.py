@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from neuron_port.lower.ops import elementwise, indexing, matmul, reduction, selection, shape
+from neuron_port.lower.ops import collectives, elementwise, indexing, matmul, reduction, selection, shape
 
-__all__ = ["elementwise", "indexing", "matmul", "reduction", "selection", "shape"]
+__all__ = ["collectives", "elementwise", "indexing", "matmul", "reduction", "selection", "shape"]

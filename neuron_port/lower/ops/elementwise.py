@@ -8,7 +8,15 @@ import torch
 
 from neuron_port.lower.builder import FLOATS, Builder, Value
 from neuron_port.lower.module import Shape
-from neuron_port.lower.registry import LOWERINGS, Lowering, Number, as_value, common_dtype, lowers
+from neuron_port.lower.registry import (
+    CHIP_DTYPES,
+    LOWERINGS,
+    Lowering,
+    Number,
+    as_value,
+    common_dtype,
+    lowers,
+)
 
 aten = torch.ops.aten
 
@@ -293,6 +301,19 @@ def clamp(
     if min is not None:
         result = b.elementwise("maximum", result, as_value(b, min, out.dtype))
     return result if max is None else b.elementwise("minimum", result, as_value(b, max, out.dtype))
+
+
+@lowers(aten.view.dtype)
+def view_as_dtype(b: Builder, out: Shape, x: Value, *_: object) -> Value:
+    """The same bits in another dtype of the same size.
+
+    float8_e4m3fn becomes the e4m3 with infinities, the one that NeuronCores before v4 have (neuronx-cc refuses the
+    other: NCC_EVRF051). Up to 240 the bits mean the same; beyond, XLA-CPU answers with infinity as the chip would.
+    """
+    assert Shape(x.dtype, ()).size_bytes == Shape(out.dtype, ()).size_bytes, (
+        f"{x.dtype} viewed as {out.dtype}"
+    )
+    return b.op("bitcast-convert", CHIP_DTYPES.get(out.dtype, out.dtype), x.shape, x)
 
 
 @lowers(aten._to_copy.default, torch.ops.prims.convert_element_type.default)

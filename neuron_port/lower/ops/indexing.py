@@ -263,8 +263,11 @@ def kv_write(b: Builder, out: Shape, cache: Value, new: Value, positions: Value,
     """Write `new` into `cache` along `axis`, row b of the batch starting at positions[b].
 
     cache: [B, G, ..]; new: the same but S along `axis`; positions: [B]. One dynamic-update-slice a row, never
-    a scatter: the slice is one dense DMA, and the update happens in place when the cache is aliased.
+    a scatter: the slice is one dense DMA, and the update happens in place when the cache is aliased. What is new
+    from end to end is the cache.
     """
+    if new.shape == cache.shape:
+        return b.convert(new, cache.dtype)
     zero = b.constant(0, "int32")
     for row in range(cache.shape[0]):
         part = b.slice(new, 0, row, row + 1)
@@ -275,3 +278,13 @@ def kv_write(b: Builder, out: Shape, cache: Value, new: Value, positions: Value,
             "dynamic-update-slice", cache.dtype, cache.shape, cache, b.convert(part, cache.dtype), *starts
         )
     return cache
+
+
+def row_write(b: Builder, out: Shape, state: Value, row: Value, slot: Value) -> Value:
+    """Write `row` [1, ..] over the beginning of row slot[0] of `state` [B, ..]: one dynamic-update-slice.
+
+    Everything else of the state stays where it is, and is not read either when the state is aliased.
+    """
+    start = b.reshape(b.convert(slot, "int32"), ())
+    starts = [start, *[b.constant(0, "int32")] * (state.rank - 1)]
+    return b.op("dynamic-update-slice", state.dtype, state.shape, state, row, *starts)

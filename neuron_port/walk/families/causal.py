@@ -1,11 +1,16 @@
 """Causal language models: one prefill graph for each bucket, and one that decodes a token.
 
-    prefill: (input_ids [B, S], positions [B]), caches -> logits [B, V] of token `positions[b]`, caches
-    decode:  (input_ids [B, 1], positions [B]), caches -> logits [B, V], caches
+    prefill: (input_ids [1, S], positions [1]), states -> logits [1, V] of token `positions[0]`, states
+    prefill: (input_ids [1, S], positions [1], slot [1]), states -> the same, where B > 1
+    decode:  (input_ids [B, 1], positions [B]), states -> logits [B, V], states
 
-B = batch, S = tokens of the bucket, V = vocabulary, C = cache slots. In prefill `positions[b]` is the index of row
-b's last prompt token: prompts are padded on the right, where causality makes padding harmless; those of a model with
-recurrent states must fill their bucket. In decode it is the slot that the new token takes.
+B = batch, S = tokens of the bucket, V = vocabulary, C = cache slots. In prefill `positions[0]` is the index of the
+last prompt token: prompts are padded on the right, where causality makes padding harmless; those of a model with
+recurrent states must fill their bucket. In decode `positions[b]` is the slot that row b's new token takes.
+
+States are always those of the whole batch. A prompt comes alone and takes row `slot` of them, whatever another prompt
+has left there; the other rows stay as they are, so that prompts come and go while other rows are in the middle of
+theirs. A decode step writes every row at its position: a row that is idle can be given any token at position 0.
 """
 
 from __future__ import annotations
@@ -16,9 +21,11 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from neuron_port.errors import CheckpointError
 from neuron_port.types import Phase
+from neuron_port.walk.cache import row_write
 from neuron_port.walk.program import GraphShapes, Program, StepState, running, takes
-from neuron_port.walk.recurrent_cache import StateLayout, state_layout
+from neuron_port.walk.recurrent_cache import ListLayout, StateLayout, state_layout
 
 
 class CausalStep(torch.nn.Module):
@@ -38,8 +45,13 @@ class CausalStep(torch.nn.Module):
     def forward(
         self, inputs: Sequence[torch.Tensor], states: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        input_ids, positions = inputs
-        return self.run(input_ids, positions, states, {})
+        input_ids, positions, *slot = inputs
+        if not slot:
+            return self.run(input_ids, positions, states, {})
+        rows = self.layout.zeros(batch=1, cache_length=input_ids.shape[1], device=input_ids.device)
+        logits, *left = self.run(input_ids, positions, tuple(rows.values()), {})
+        written = (row_write(state, row, slot[0]) for state, row in zip(states, left, strict=True))
+        return (logits, *written)
 
     def run(
         self,
@@ -95,24 +107,41 @@ class CausalStep(torch.nn.Module):
 
 
 def programs(model: PreTrainedModel, shapes: GraphShapes) -> list[Program]:
-    """One prefill for each bucket, then decode; examples are zeros on the model's device."""
+    """One prefill for each bucket, then decode; examples are zeros on the model's device.
+
+    With more than one row, prefill takes one prompt and the row that it is for.
+
+    Raises:
+        CheckpointError: more than one row of a model that keeps a list of states (RWKV). For a step of one token its
+            code in transformers adds [B, 1, H] to [B, H], which mixes the rows.
+    """
     device = next(model.parameters()).device
     layout = state_layout(model)
+    if shapes.batch > 1 and isinstance(layout, ListLayout):
+        raise CheckpointError(
+            f"{type(model).__name__} cannot decode a batch of {shapes.batch}: "
+            "its own code mixes the rows of a batch when each has one new token",
+            hint="Use --batch 1.",
+        )
     slots = shapes.cache_length if any(item.role == "key_cache" for item in layout.tensors) else 0
     caches = layout.zeros(batch=shapes.batch, cache_length=shapes.cache_length, device=device)
 
     def program(phase: Phase, length: int) -> Program:
-        last = length - 1 if phase == "prefill" else 0
+        prefill = phase == "prefill"
+        rows = 1 if prefill else shapes.batch
+        inputs = {
+            "input_ids": torch.zeros((rows, length), dtype=torch.int32, device=device),
+            "positions": torch.full((rows,), length - 1 if prefill else 0, dtype=torch.int32, device=device),
+        }
+        if prefill and shapes.batch > 1:
+            inputs["slot"] = torch.zeros((1,), dtype=torch.int32, device=device)
         return Program(
             phase=phase,
             step=CausalStep(model, phase, layout, slots),
-            inputs={
-                "input_ids": torch.zeros((shapes.batch, length), dtype=torch.int32, device=device),
-                "positions": torch.full((shapes.batch,), last, dtype=torch.int32, device=device),
-            },
+            inputs=inputs,
             states=caches,
             outputs=("logits",),
-            batch=shapes.batch,
+            batch=rows,
             sequence_length=length,
             cache_length=shapes.cache_length,
             fills_bucket=layout.is_recurrent,

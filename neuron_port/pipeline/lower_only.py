@@ -1,0 +1,120 @@
+"""`neuron-port lower`: the graphs of a model without proofs. No weight is read, so a model of any size takes minutes.
+
+<output>/lowered.json              what was lowered, and what neuronx-cc is expected to refuse
+         graphs/<id>/graph.hlo.pb  graph.ref.hlo.pb  io.json  lint.json      as in a bundle (docs/bundle.md)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuron_port.build.bundle import interface
+from neuron_port.build.storage import write_json
+from neuron_port.checkpoint import quantized, resolve
+from neuron_port.errors import UsageError
+from neuron_port.pipeline.degree import with_degree
+from neuron_port.pipeline.lowering import LoweredGraph, lower_all
+from neuron_port.pipeline.options import ConvertOptions
+from neuron_port.pipeline.planning import make_plan
+from neuron_port.pipeline.refusals import check_positions
+from neuron_port.pipeline.workbench import Workbench
+from neuron_port.report import LiveView
+from neuron_port.store import Store
+
+SUMMARY = "lowered.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """What `lower` wrote: `summary` is lowered.json."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def lower_only(options: ConvertOptions, view: LiveView, store: Store | None = None) -> Lowered:
+    """Plan, lower and write the graphs to `options.output`. Nothing is proven.
+
+    Raises:
+        UsageError: the place is taken by something else, or the model cannot be lowered as asked.
+    """
+    output = options.output
+    if (
+        output.exists()
+        and not (output / SUMMARY).is_file()
+        and (not output.is_dir() or any(output.iterdir()))
+    ):
+        raise UsageError(
+            f"`{output}` is not empty and holds no lowered model: it is not replaced",
+            hint="Choose another --output.",
+        )
+    store = store or Store()
+    with view.stage("checkpoint"):
+        checkpoint = resolve(
+            options.model,
+            store=store,
+            random_weights=options.random_weights,
+            revision=options.revision,
+            progress=_shown(view),
+        )
+    if options.weight_format:
+        checkpoint = quantized(checkpoint, options.weight_format)
+    options = with_degree(options, checkpoint, store, view.note)
+    work = Workbench(options, checkpoint, store)
+    check_positions(work)
+    with view.stage("plan") as stage:
+        plan, reused = make_plan(work, view.update)
+        if reused:
+            stage.skip("unchanged, taken from the store")
+    with view.stage("lower to HLO") as stage:
+        graphs, reused = lower_all(work, plan, work.dtype, view.update)
+        if reused:
+            stage.skip("unchanged, taken from the store")
+    summary = {
+        "model": checkpoint.name,
+        "revision": checkpoint.revision,
+        "target": options.target,
+        "dtype": options.dtype,
+        "tensor_parallel": options.tensor_parallel,
+        "proven": False,
+        "graphs": [_entry(graph) for graph in graphs],
+        "notes": [] if work.sharding is None else list(work.sharding.notes),
+    }
+    for graph in graphs:
+        _write(output / "graphs" / graph.spec.id, graph)
+    write_json(output / SUMMARY, summary)
+    return Lowered(folder=output, summary=summary)
+
+
+def _shown(view: LiveView) -> Callable[[str], None]:
+    return lambda text: view.update(text, 0, 0)
+
+
+def _entry(graph: LoweredGraph) -> dict[str, Any]:
+    assert graph.hlo is not None, "only what ships is lowered here"
+    opcodes = graph.lint["opcodes"]
+    return {
+        "id": graph.spec.id,
+        "hlo_sha256": hashlib.sha256(graph.hlo).hexdigest(),
+        "bytes": len(graph.hlo),
+        "instructions": sum(opcodes.values()),
+        "all_reduces": opcodes.get("all-reduce", 0),
+        "all_gathers": opcodes.get("all-gather", 0),
+        "kernel_calls": sum(graph.lint["kernel_calls"].values()),
+        "weight_bytes_per_rank": graph.lint["weight_bytes"],
+        "state_bytes_per_rank": graph.lint["state_bytes"],
+        "findings": graph.lint["findings"],
+    }
+
+
+def _write(folder: Path, graph: LoweredGraph) -> None:
+    assert graph.hlo is not None, "only what ships is lowered here"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "graph.hlo.pb").write_bytes(graph.hlo)
+    (folder / "graph.ref.hlo.pb").write_bytes(graph.reference_hlo)
+    write_json(folder / "io.json", interface(graph.spec))
+    write_json(folder / "lint.json", dict(graph.lint))
