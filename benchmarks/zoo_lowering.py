@@ -28,10 +28,10 @@ from zoo import Entry, build, choose
 
 from neuron_port.errors import LoweringError
 from neuron_port.lower import LintReport, XlaExecutable, decompose, emit, lint, program_inputs
-from neuron_port.lower.constants import known_constants
 from neuron_port.lower.execution import from_torch, to_torch
 from neuron_port.lower.interface import shape_of
 from neuron_port.types import GraphInput, GraphOutput, GraphSpec
+from neuron_port.walk.known_values import KnownValues
 
 RELATIVE_LIMIT = 1e-5
 TARGET = "trn2"
@@ -55,15 +55,19 @@ class Row:
 
 
 class PlainForward(torch.nn.Module):
-    """A model's forward as a function of tensors alone: [inputs, in order] -> every tensor of the answer."""
+    """A model's forward as a function of tensors alone: [inputs, in order] -> every tensor of the answer.
 
-    def __init__(self, model: PreTrainedModel, names: Sequence[str], fixed: Mapping[str, Any]) -> None:
+    `fixed`: integer inputs that are constants of the graph, as nested lists.
+    """
+
+    def __init__(self, model: PreTrainedModel, names: Sequence[str], fixed: Mapping[str, list[Any]]) -> None:
         super().__init__()
         self.model, self.names, self.fixed = model, tuple(names), dict(fixed)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = dict(zip(self.names, tensors, strict=True))
-        answer = self.model(**given, **self.fixed)
+        constants = {name: torch.tensor(values) for name, values in self.fixed.items()}
+        answer = self.model(**given, **constants)
         return tuple(item for item in answer.to_tuple() if isinstance(item, torch.Tensor))
 
 
@@ -81,8 +85,14 @@ def plain_forward(entry: Entry) -> tuple[PlainForward, tuple[torch.Tensor, ...]]
     ):  # positions follow from where the images stand in the prompt: the host computes them
         given = {name: value for name, value in inputs.items() if name != "pixel_values"}
         inputs["position_ids"] = indexer.get_rope_index(**given)[0]
-    fixed = {name: inputs.pop(name) for name in entry.constants}
+    fixed = {name: inputs.pop(name).tolist() for name in entry.constants}
     return PlainForward(model, tuple(inputs), fixed), tuple(inputs.values())
+
+
+def _known(module: PlainForward, ids: torch.Tensor) -> KnownValues:
+    """What is a constant of a graph for pictures of one size: what follows from it, and how many tokens are theirs."""
+    is_image = ids == module.model.config.image_token_id
+    return KnownValues({is_image.numel(): int(is_image.sum())})
 
 
 def interface(program: ExportedProgram, name: str) -> GraphSpec:
@@ -128,7 +138,9 @@ def measure(entry: Entry) -> Row:
         module, inputs = plain_forward(entry)
         with torch.no_grad():
             expected = module(*inputs)
-            with known_constants() if entry.constants else nullcontext():
+            with (
+                _known(module, inputs[module.names.index("input_ids")]) if entry.constants else nullcontext()
+            ):
                 program = torch.export.export(module, copy.deepcopy(inputs), strict=False)
         stage = "lower"
         program = decompose(program)

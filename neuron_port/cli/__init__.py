@@ -15,14 +15,21 @@ import click
 import neuron_port
 from neuron_port.cli import (
     bench,
+    build,
+    check,
     convert,
+    deploy,
+    doctor,
     draft,
     explain,
+    export,
     lint,
+    lower,
     memory,
     optimize,
     profile,
     recipes,
+    serve,
     simulate,
     verify,
 )
@@ -86,17 +93,22 @@ def commands() -> None:
     """Convert Hugging Face models to AWS Trainium and Inferentia, with proof that the result is right.
 
     \b
-    Models:          convert, plan
+    Before:          check, doctor
+    Models:          convert, plan, lower
     Kernels:         simulate, profile, lint, verify
     Language model:  draft, optimize, explain, memory, bench
     Recipes:         recipes
+    Serving:         serve
+    Finish:          build
+    On AWS:          deploy, export
     """
 
 
 COMMANDS = (
-    convert.convert, convert.plan, simulate.simulate, profile.profile, lint.lint, verify.verify, draft.draft,
+    check.check, doctor.doctor, convert.convert, convert.plan, lower.lower,
+    simulate.simulate, profile.profile, lint.lint, verify.verify, draft.draft,
     optimize.optimize, explain.explain, memory.memory, bench.bench,
-    recipes.recipes,
+    recipes.recipes, build.build, deploy.deploy, export.export, serve.serve,
 )  # fmt: skip
 for command in COMMANDS:
     commands.add_command(command)

@@ -11,7 +11,7 @@ import click
 from neuron_port.cli.model_options import executor_options, language_model_options
 
 
-def _model_options(function: Any) -> Any:
+def model_options(function: Any) -> Any:
     """The options that decide what is converted, shared by `convert` and `plan`."""
     options = [
         click.argument("model"),
@@ -19,7 +19,11 @@ def _model_options(function: Any) -> Any:
         click.option("--dtype", help="What ships: bfloat16 or float32.  [default: the preset's, or bfloat16]"),
         click.option("--buckets", help="Prompt lengths, comma-separated; one graph each.  [default: 128]"),
         click.option("--cache-length", type=int, help="Key/value slots.  [default: twice the largest bucket]"),
-        click.option("--batch", type=int, help="Sequences per graph.  [default: 1]"),
+        click.option("--batch", type=int, help="Sequences that decode together.  [default: 1]"),
+        click.option("--tensor-parallel", "--tp", type=int, metavar="N",
+                     help="Ranks, a core each.  [default: 1, or the preset's if one core is too small]"),
+        click.option("--weight-format",
+                     help="Weights of linear layers in one byte: int8 or fp8.  [default: as --dtype]"),
         click.option("--revision", help="Branch, tag or commit of a hub model."),
         click.option("--random-weights", is_flag=True, help="Convert from the configuration alone."),
         click.option("--compiler", "compiler_layers", multiple=True, metavar="RECIPE",
@@ -35,7 +39,7 @@ def _model_options(function: Any) -> Any:
     return function
 
 
-def _parse_buckets(text: str | None) -> tuple[int, ...]:
+def parse_buckets(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     try:
@@ -47,7 +51,7 @@ def _parse_buckets(text: str | None) -> tuple[int, ...]:
 
 
 @click.command()
-@_model_options
+@model_options
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="The bundle.  [default: bundles/<model>-...]"
 )
@@ -75,11 +79,11 @@ def convert(as_json: bool, quiet: bool, buckets: str | None, drafts_folder: Path
 
     opened = {name: options.pop(name) for name in _DRAFTING_OPTIONS}
     dry_run = options.pop("dry_run")
-    completed = complete_options(buckets=_parse_buckets(buckets), **options)
+    completed = complete_options(buckets=parse_buckets(buckets), **options)
     if opened["llm"] is None:
         if dry_run:
             raise click.UsageError("--dry-run says what drafting would cost: it goes with --llm")
-        with _live_view(as_json, quiet) as view:
+        with live_view(as_json, quiet) as view:
             conversion = run(completed, view)
     else:
         conversion = _convert_with_drafts(completed, opened, drafts_folder, dry_run, as_json, quiet)
@@ -105,7 +109,7 @@ def _convert_with_drafts(
     from neuron_port.pipeline.convert import planned
     from neuron_port.pipeline.drafting import Drafting
 
-    with open_workshop(silent=as_json or quiet, **opened) as workshop, _live_view(as_json, quiet) as view:
+    with open_workshop(silent=as_json or quiet, **opened) as workshop, live_view(as_json, quiet) as view:
         drafting = Drafting(
             workshop=workshop,
             options=DraftOptions(target=completed.target),
@@ -119,7 +123,7 @@ def _convert_with_drafts(
 
 
 @click.command()
-@_model_options
+@model_options
 def plan(as_json: bool, quiet: bool, buckets: str | None, **options: Any) -> None:
     """Show what MODEL is made of and which kernel serves each layer, without converting it."""
     from rich.console import Console
@@ -128,8 +132,8 @@ def plan(as_json: bool, quiet: bool, buckets: str | None, **options: Any) -> Non
     from neuron_port.pipeline.options import complete_options
     from neuron_port.report import coverage_text, json_summary, plan_table
 
-    completed = complete_options(buckets=_parse_buckets(buckets), new_tokens=2, **options)
-    with _live_view(as_json, quiet) as view:
+    completed = complete_options(buckets=parse_buckets(buckets), new_tokens=2, **options)
+    with live_view(as_json, quiet) as view:
         conversion = plan_only(completed, view)
     if as_json:
         click.echo(json.dumps(json_summary(**vars(conversion)), indent=2))
@@ -138,7 +142,7 @@ def plan(as_json: bool, quiet: bool, buckets: str | None, **options: Any) -> Non
         Console().print(coverage_text(conversion.graphs, conversion.plan))
 
 
-def _live_view(as_json: bool, quiet: bool) -> Any:
+def live_view(as_json: bool, quiet: bool) -> Any:
     from rich.console import Console
 
     from neuron_port.report import LiveView
