@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from neuron_port.lower import ops
 from neuron_port.lower.builder import Builder, Value
 from neuron_port.lower.decomposition import NAMESPACE, decompose, is_decomposed
 from neuron_port.lower.interface import (
+    ProgramInput,
     array_of,
     check_spec,
     node_error,
@@ -37,6 +38,7 @@ from neuron_port.lower.outlining import reference_key, reference_program
 from neuron_port.lower.registry import CHIP_DTYPES, IGNORED_KEYWORDS, LOWERINGS
 from neuron_port.lower.schema import API_VERSION_STATUS_RETURNING
 from neuron_port.types import GraphInput, GraphSpec, to_json
+from neuron_port.walk.calls import CONSTANT, content_name
 
 # Our own operators that are no kernels: states become slices that are written in place, what ranks exchange collectives.
 OWN_OPERATORS: Mapping[str, Callable[..., Value]] = {
@@ -231,16 +233,34 @@ class _Emitter(_Body):
                 hint="Make one GraphInput for each item of program_inputs(program), in that order.",
             )
         unique("input", [item.name for item in self.spec.inputs])
-        named = {item.placeholder: given for item, given in zip(wanted, self.spec.inputs, strict=True)}
         nodes = {node.name: node for node in self.program.graph.nodes if node.op == "placeholder"}
+        named = set()
+        for item, given in self._paired(wanted):
+            named.add(item.placeholder)
+            self.values[nodes[item.placeholder]] = self._parameter(nodes[item.placeholder], given)
         for item in self.program.graph_signature.input_specs:
             node = nodes[item.arg.name]
             if isinstance(item.arg, ConstantArgument):
                 self.values[node] = item.arg.value
-            elif item.arg.name in named:
-                self.values[node] = self._parameter(node, named[item.arg.name])
-            elif node.users:
+            elif item.arg.name not in named and node.users:
                 self.values[node] = self.builder.constant(tensor_of(self.program, item), array_of(node).dtype)
+
+    def _paired(self, wanted: Sequence[ProgramInput]) -> Iterator[tuple[ProgramInput, GraphInput]]:
+        """Which placeholder each input of the interface is, in the interface's order.
+
+        Both have the same order, but for constants: torch numbers them anew when it decomposes a program, maybe in
+        another order. An interface that names them by content (`content_name`) is read by it.
+        """
+        named = {(item.source or "").rpartition(".")[2]: item for item in self.spec.inputs if item.source}
+        known: dict[str, ProgramInput] = {}
+        if any(name.startswith(CONSTANT) for name in named):
+            for item in wanted:
+                if item.kind == "constant" and item.target in self.program.constants:
+                    known[content_name(self.program.constants[item.target])] = item
+        found = {given.name: known[name] for name, given in named.items() if name in known}
+        others = iter([item for item in wanted if item not in found.values()])
+        for given in self.spec.inputs:
+            yield found.get(given.name) or next(others), given
 
     def _parameter(self, node: torch.fx.Node, given: GraphInput) -> Value:
         shape = array_of(node)

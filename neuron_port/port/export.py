@@ -7,7 +7,6 @@ inputs, read from the checkpoint when the graph runs.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from neuron_port.port.operators import operator
 from neuron_port.recipe import Recipe
 from neuron_port.registry import Registry
 from neuron_port.types import GraphInput, GraphOutput, GraphSpec, Match, Shard, TensorSpec, WeightSource
-from neuron_port.walk.calls import Call, flatten_tensors, spec_of
+from neuron_port.walk.calls import Call, content_name, flatten_tensors, spec_of
 from neuron_port.walk.cutpoints import intercept
 from neuron_port.walk.program import Program
 
@@ -218,9 +217,7 @@ class _Names:
 
     def _by_content(self, name: str, item: InputSpec) -> str:
         """A name for a constant that torch numbered: graphs number their own, and a bundle holds those of all graphs."""
-        value = buffer_value(self.exported, item).contiguous()
-        found = hashlib.sha256(value.view(torch.uint8).numpy().tobytes() if value.ndim else b"").hexdigest()
-        return f"{name.rpartition('.')[0]}.constant_{found[:12]}"
+        return f"{name.rpartition('.')[0]}.{content_name(buffer_value(self.exported, item))}"
 
     def outputs(self) -> tuple[GraphOutput, ...]:
         records = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def spec_of(tensor: torch.Tensor) -> TensorSpec:
     return TensorSpec(shape=tuple(tensor.shape), dtype=dtype_name(tensor.dtype))
+
+
+CONSTANT = "constant_"
+
+
+def content_name(tensor: torch.Tensor) -> str:
+    """A name for a constant that nobody named: by its values, so that equal ones share it in every graph."""
+    whole = tensor.detach().contiguous()
+    raw = whole.view(torch.uint8).numpy().tobytes() if whole.ndim else b""
+    return f"{CONSTANT}{hashlib.sha256(raw).hexdigest()[:12]}"
 
 
 def flatten_tensors(value: Any) -> Iterator[torch.Tensor]:

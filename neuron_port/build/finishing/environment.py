@@ -91,12 +91,12 @@ def version_pair(text: str) -> tuple[int, int]:
 
 
 def placeholder_packages() -> list[str]:
-    """Packages of this interpreter that only reserve a name: the SDK's own have real version numbers."""
+    """Packages of this interpreter that only reserve a name: the public index has them at these versions."""
     found = []
-    for name in PLACEHOLDERS:
+    for name, versions in PLACEHOLDERS.items():
         with contextlib.suppress(metadata.PackageNotFoundError):
             version = metadata.version(name)
-            if version_pair(version) == (0, 0):
+            if version_pair(version) in ((0, 0), *versions):
                 found.append(f"{name} {version}")
     return found
 

@@ -19,4 +19,7 @@ COMPILER_RELEASES = {
 INSTALL = (
     "pip install -r build/requirements-sdk2.32.txt, or activate a virtual environment of the Neuron DLAMI"
 )
-PLACEHOLDERS = ("neuronx-cc", "nki", "libneuronxla", "torch-neuronx", "nrtpy")
+# What the public Python index has under the SDK's names (August 2026), besides versions 0.0: no module is in them.
+PLACEHOLDERS = {
+    "neuronx-cc": ((1, 0),), "nki": (), "libneuronxla": ((1, 0),), "torch-neuronx": ((1, 0),), "nrtpy": (),
+}  # fmt: skip
