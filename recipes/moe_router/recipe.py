@@ -19,6 +19,7 @@ from neuron_port.types import WeightSource
 
 MOST_EXPERTS = 512  # the logits of 128 tokens fill one bank of PSUM
 MOST_GROUPS_KEPT = 8
+NEGLIGIBLE = 1e-30  # of a score: float32's softmax has underflowed here, or is about to
 
 
 def bind(call: Any) -> tuple[Binding, ...]:
@@ -162,12 +163,20 @@ def forward(
 
 
 def comparable(results: list[Any]) -> list[Any]:
-    """Scores and indices [T, C] in ascending order of indices; other results as they are."""
+    """Scores and indices [T, C] in ascending order of indices; other results as they are.
+
+    Experts of score zero are all -1: where softmax leaves nothing for them, any of them is as good as another.
+    """
     whole = [result for result in results if not result.is_floating_point()]
     if len(whole) != 1:
         return results
-    order = whole[0].argsort(-1)
-    return [result.gather(-1, order) if result.shape == order.shape else result for result in results]
+    indices = whole[0]
+    scores = [item for item in results if item.is_floating_point() and item.shape == indices.shape]
+    if len(scores) == 1:
+        indices = indices.masked_fill(scores[0].abs() < NEGLIGIBLE, -1)
+    order = indices.argsort(-1, stable=True)
+    found = [indices if result is whole[0] else result for result in results]
+    return [result.gather(-1, order) if result.shape == order.shape else result for result in found]
 
 
 def inputs(sizes: Any, draw: Any) -> tuple[Any, ...]:

@@ -17,8 +17,6 @@ from neuron_port.store import Store
 from tests.pipeline.command import convert, manifest, parity
 from tests.pipeline.conftest import SMALL_LLAMA, save
 
-# Between experts of equal probability (zero, of outliers) this recipe and torch choose differently.
-LEFT = ("--compiler", "moe_router")
 MERGED = "model.layers.0.mlp.experts.gate_up_proj"
 
 
@@ -44,7 +42,7 @@ def sources(bundle: Path) -> set[str]:
 def test_mixtral_from_its_own_files(mode: str, mixtral: Path, home: Path, tmp_path: Path) -> None:
     """All proofs hold; every weight that a graph reads is found under its name, and the lock says of what it is made."""
     bundle = tmp_path / "b"
-    finished = convert(mixtral, bundle, "--dtype", "float32", "--weights", mode, *LEFT)
+    finished = convert(mixtral, bundle, "--dtype", "float32", "--weights", mode)
     assert finished.code == 0, finished.stderr
     for side in ("kernels", "graphs", "model"):
         assert all(case["passed"] for report in parity(bundle)[side] for case in report["cases"])
