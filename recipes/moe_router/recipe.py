@@ -174,7 +174,7 @@ def comparable(results: list[Any]) -> list[Any]:
     scores = [item for item in results if item.is_floating_point() and item.shape == indices.shape]
     if len(scores) == 1:
         indices = indices.masked_fill(scores[0].abs() < NEGLIGIBLE, -1)
-    order = indices.argsort(-1, stable=True)
+    order = indices.argsort(dim=-1, stable=True)
     found = [indices if result is whole[0] else result for result in results]
     return [result.gather(-1, order) if result.shape == order.shape else result for result in found]
 

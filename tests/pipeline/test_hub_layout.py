@@ -44,6 +44,7 @@ def test_mixtral_from_its_own_files(mode: str, mixtral: Path, home: Path, tmp_pa
     bundle = tmp_path / "b"
     finished = convert(mixtral, bundle, "--dtype", "float32", "--weights", mode)
     assert finished.code == 0, finished.stderr
+    assert any(entry["decision"].startswith("recipe:moe_router") for entry in manifest(bundle)["mapping"])
     for side in ("kernels", "graphs", "model"):
         assert all(case["passed"] for report in parity(bundle)[side] for case in report["cases"])
 
