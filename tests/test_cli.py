@@ -267,7 +267,7 @@ def test_prompts_of_a_tokenizer_are_checked_first(
         ("foreign", "is not empty and no neuron bundle"),
         ("file", "is a file, not a neuron bundle"),
         ("link", "is a link, not a neuron bundle"),
-        ("file/bundle", "No bundle can be written at"),
+        ("file/bundle", "Nothing can be written at"),
     ],
 )
 def test_a_place_that_is_taken_is_refused_at_once(

@@ -30,10 +30,11 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def replacing(destination: Path) -> Iterator[Path]:
+def replacing(destination: Path, marker: str = MANIFEST, kind: str = "neuron bundle") -> Iterator[Path]:
     """A folder beside `destination` that takes its place when the block ends well, and vanishes otherwise.
 
-    A bundle that stands at `destination` is kept until the new one is whole.
+    A bundle that stands at `destination` is kept until the new one is whole. `marker` is the file by which a folder
+    is known to be one (of another `kind`: to be that).
 
     Raises: UsageError when something else stands there; StorageError when it cannot be written.
     """
@@ -42,7 +43,7 @@ def replacing(destination: Path) -> Iterator[Path]:
         destination.parent.mkdir(parents=True, exist_ok=True)
         if previous.exists() and not destination.exists():
             previous.rename(destination)  # an earlier run ended between the two renames below
-        _refuse_strangers(destination)
+        _refuse_strangers(destination, marker, kind)
         aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
         try:
             yield aside
@@ -61,15 +62,13 @@ def replacing(destination: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
 
 
-def _refuse_strangers(destination: Path) -> None:
+def _refuse_strangers(destination: Path, marker: str, kind: str) -> None:
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
-        kind = "a link" if destination.is_symlink() else "a file"
+        found = "a link" if destination.is_symlink() else "a file"
+        raise UsageError(f"`{destination}` is {found}, not a {kind}", hint="Choose another destination.")
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / marker).is_file():
         raise UsageError(
-            f"`{destination}` is {kind}, not a neuron bundle", hint="Choose another destination."
-        )
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / MANIFEST).is_file():
-        raise UsageError(
-            f"`{destination}` is not empty and no neuron bundle: it is not replaced",
+            f"`{destination}` is not empty and no {kind}: it is not replaced",
             hint="Choose another destination, or remove it yourself.",
         )
 

@@ -54,30 +54,44 @@ def write_weights(
     """
     folder.mkdir(parents=True)
     specs = [graph.spec for graph in graphs]
-    shards = [] if checkpoint.random_weights else sorted(Path(checkpoint.directory).glob("*.safetensors"))
+    is_random = checkpoint.random_weights
+    shards = [] if is_random else sorted(Path(checkpoint.directory).glob("*.safetensors"))
     index = {name: entry for shard in shards for name, entry in _tensors(shard).items()}
-    made_later = {*derived, *quantized_specs(checkpoint)}
-    if not checkpoint.random_weights:
-        _check_sources(graphs, _readable(checkpoint, index), made_later, checkpoint)
-    elif missing := sorted(_derived_sources(graphs) - made_later):
-        raise CheckpointError(f"Derived weights that a graph reads were not given: {', '.join(missing[:3])}")
-    ranks = 1 if mode == "reference" or checkpoint.random_weights else ranks_of(specs)
+    _check_sources(graphs, index, {*derived, *quantized_specs(checkpoint)}, checkpoint)
+    ranks = 1 if mode == "reference" or is_random else ranks_of(specs)
     rewritten = mode == "copy" and (
         bool(checkpoint.converted) or checkpoint.weight_format is not None or ranks > 1
     )
     originals = [_place(shard, folder, destination, "reference" if rewritten else mode) for shard in shards]
     files = [] if rewritten else list(originals)
     index = {} if rewritten else index
-    plain = [name for name in checkpoint.weights if name not in quantized_specs(checkpoint)]
-    if (rewritten or checkpoint.converted) and ranks == 1 and not checkpoint.random_weights:
+    if ranks > 1:
+        files += write_sharded(folder, checkpoint, specs)
+    elif (rewritten or checkpoint.converted) and not is_random:
+        plain = [name for name in checkpoint.weights if name not in quantized_specs(checkpoint)]
         names = plain if rewritten else [name for name in plain if name in checkpoint.converted]
         entry, made = write_converted(folder, checkpoint, names)
         files.append(entry)
         index = index | made
-    if ranks > 1:
-        files += write_sharded(folder, checkpoint, specs)
     hashes = {entry["name"]: entry["sha256"] for entry in files}
     tensors = {name: entry | {"sha256": hashes[entry["file"]]} for name, entry in index.items()}
+    write_json(folder / LOCK, _lock(checkpoint, source, originals, tensors))
+    whole = checkpoint if ranks == 1 else replace(checkpoint, unquantized=None)  # ranks have their own parts
+    if derived or (whole.unquantized and not is_random):
+        files = [*files, write_derived(folder / DERIVED, derived, whole)]
+    return {
+        "mode": mode,
+        "random": is_random,
+        "bytes": sum(entry["bytes"] for entry in files),
+        "files": files,
+        "tied": _tied(checkpoint, index),
+    }
+
+
+def _lock(
+    checkpoint: Checkpoint, source: str, originals: list[dict[str, Any]], tensors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """weights.lock.json: where the weights are from, and for every tensor that the bundle holds whole its file."""
     lock: dict[str, Any] = {
         "source": source, "revision": checkpoint.revision, "random": checkpoint.random_weights,
         "files": originals, "tensors": tensors,
@@ -91,17 +105,7 @@ def write_weights(
             f"{checkpoint.revision} names them. They prove the graphs and nothing else: none are stored."
         )
         lock["expected"] = checkpoint.weights
-    write_json(folder / LOCK, lock)
-    whole = checkpoint if ranks == 1 else replace(checkpoint, unquantized=None)  # ranks have their own parts
-    if derived or (whole.unquantized and not checkpoint.random_weights):
-        files = [*files, write_derived(folder / DERIVED, derived, whole)]
-    return {
-        "mode": mode,
-        "random": checkpoint.random_weights,
-        "bytes": sum(entry["bytes"] for entry in files),
-        "files": files,
-        "tied": _tied(checkpoint, index),
-    }
+    return lock
 
 
 def _tensors(shard: Path) -> dict[str, dict[str, Any]]:
@@ -138,13 +142,22 @@ def _readable(checkpoint: Checkpoint, index: Mapping[str, Any]) -> set[str]:
 
 
 def _check_sources(
-    graphs: Sequence[GraphFiles], index: Collection[str], derived: Collection[str], checkpoint: Checkpoint
+    graphs: Sequence[GraphFiles], index: Mapping[str, Any], derived: Collection[str], checkpoint: Checkpoint
 ) -> None:
+    """Refuse graphs that read what is not there: weights (random ones are not stored), or computed tensors."""
+    if checkpoint.random_weights:
+        if missing := sorted(_derived_sources(graphs) - set(derived)):
+            named = ", ".join(missing[:3])
+            raise CheckpointError(f"Derived weights that a graph reads were not given: {named}")
+        return
+    readable = _readable(checkpoint, index)
     absent = sorted(
         name
         for name in _sources(graphs)
         if (
-            name.removeprefix("derived:") not in derived if name.startswith("derived:") else name not in index
+            name.removeprefix("derived:") not in derived
+            if name.startswith("derived:")
+            else name not in readable
         )
     )
     if absent:

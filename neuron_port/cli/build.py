@@ -25,7 +25,14 @@ from neuron_port.build.finishing.files import (
 )
 from neuron_port.build.finishing.options import ENGINES
 from neuron_port.build.finishing.tables import TARGETS
-from neuron_port.cli.deploy import UNCONFIRMED, build_options, remote_options, say, show
+from neuron_port.cli.deploy import show
+from neuron_port.cli.remote_options import (
+    UNCONFIRMED,
+    build_options,
+    ended_like_ctrl_c,
+    remote_options,
+    say,
+)
 from neuron_port.errors import NeuronPortError, StorageError, UsageError
 
 # Options that finish.py has under the same name. With --remote those of the first list go along.
@@ -201,6 +208,7 @@ def _remotely(bundle: Path, asked: Any, dry_run: bool) -> None:
     from neuron_port.deploy.remote_build import run
 
     say(UNCONFIRMED)
-    result = run(bundle, asked, say=say)
+    with ended_like_ctrl_c():
+        result = run(bundle, asked, say=say)
     reused = ", found finished on S3" if result.reused else f", at most ${result.usd:.2f}"
     click.echo(f"{bundle}: {result.state} (job {result.job}{reused})")

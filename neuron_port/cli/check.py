@@ -11,24 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neuron_port.cli.remote_options import price_option
 from neuron_port.errors import UsageError
 
 if TYPE_CHECKING:
     from neuron_port.preflight.records import CheckReport
-
-
-def _prices(texts: tuple[str, ...]) -> dict[str, float]:
-    """`TYPE=USD` as numbers by instance type."""
-    found = {}
-    for text in texts:
-        name, _, usd = text.partition("=")
-        try:
-            found[name] = float(usd)
-        except ValueError:
-            raise click.BadParameter(
-                f"`{text}` is not TYPE=USD, such as inf2.xlarge=0.50", param_hint="--price"
-            ) from None
-    return found
 
 
 @click.command()
@@ -41,7 +28,7 @@ def _prices(texts: tuple[str, ...]) -> dict[str, float]:
 @click.option("--context", type=int, help="Tokens of a sequence, prompt and answer.  [default: 4096]")
 @click.option("--dtype", "--weight-format", "weight_format", default="bfloat16", show_default=True,
               help="How weights are kept: float32, bfloat16, int8 or fp8.")  # fmt: skip
-@click.option("--price", "prices", multiple=True, metavar="TYPE=USD", help="Your price per hour. Repeatable.")
+@price_option
 @click.option("--revision", help="Branch, tag or commit of a hub model.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write the report as a page, with a picture of the costs.")  # fmt: skip
@@ -53,7 +40,7 @@ def check(
     batch: int,
     context: int | None,
     weight_format: str,
-    prices: tuple[str, ...],
+    prices: dict[str, float],
     revision: str | None,
     page: Path | None,
     as_json: bool,
@@ -66,9 +53,7 @@ def check(
     \b
     neuron-port check llama-3.1-70b --target trn1 --batch 8 --context 4096
     """
-    given = _prices(prices)
     chosen = target or _usual_target(model, instance)
-
     options: dict[str, Any] = {
         "model": model,
         "target": chosen,
@@ -77,7 +62,7 @@ def check(
         "context": context,
         "weight_format": weight_format,
         "revision": revision,
-        "prices": given,
+        "prices": prices,
     }
     with _without_collections():
         report = _run(options, quiet=as_json)

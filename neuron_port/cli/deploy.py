@@ -9,73 +9,21 @@ from typing import Any
 
 import click
 
-UNCONFIRMED = (
-    "No AWS account has confirmed this yet: it was exercised against a stand-in for AWS (docs/deploy.md)."
+from neuron_port.cli.remote_options import (
+    UNCONFIRMED,
+    build_options,
+    ended_like_ctrl_c,
+    price_option,
+    remote_options,
+    say,
 )
-
-
-def say(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def parse_prices(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, float]:
-    """TYPE=USD pairs of --price."""
-    prices = {}
-    for value in values:
-        name, _, usd = value.partition("=")
-        try:
-            prices[name] = float(usd)
-        except ValueError:
-            raise click.BadParameter(f"`{value}` is not TYPE=USD, such as inf2.xlarge=0.76") from None
-    return prices
-
-
-def price_option(function: Any) -> Any:
-    """--price TYPE=USD, for an account whose prices are not the table's."""
-    help_text = "US$ per hour, instead of the table's. Repeatable."
-    option = click.option(
-        "--price", "prices", multiple=True, metavar="TYPE=USD", callback=parse_prices, help=help_text
-    )
-    return option(function)
-
-
-def remote_options(function: Any) -> Any:
-    """The options that decide a remote build, shared with `neuron-port build --remote`."""
-    options = [
-        click.option("--no-verify", is_flag=True, help="Compile only: no device checks the result."),
-        click.option("--compile-instance", metavar="TYPE", help="Compile here.  [default: the cheapest that can]"),
-        click.option("--verify-instance", metavar="TYPE", help="Verify here.  [default: the cheapest that fits]"),
-        click.option("--market", type=click.Choice(["on-demand", "spot"]), default="on-demand", show_default=True),
-        click.option("--no-retry", is_flag=True, help="Do not replace a reclaimed spot instance by one on demand."),
-        click.option("--max-usd", type=float, default=10.0, show_default=True, help="Ceiling of the whole job."),
-        click.option("--timeout-minutes", type=int, default=120, show_default=True, help="Hard end of each instance."),
-        click.option("--image", help="Machine image: an id or a public SSM parameter.  [default: the Neuron DLAMI]"),
-        click.option("--pip-index", metavar="URL", help="The pip repository that the Neuron SDK's guide names."),
-        click.option("--subnet", metavar="ID", help="Start instances here.  [default: the default VPC]"),
-        price_option,
-    ]  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def build_options(target: str, remote: str, finish_arguments: tuple[str, ...] = (), **options: Any) -> Any:
-    """The record of a remote build from what `remote_options` parsed."""
-    from neuron_port.deploy.job import IMAGE, Options
-    from neuron_port.deploy.locations import parse_location
-
-    return Options(
-        target=target, remote=parse_location(remote), verify=not options.pop("no_verify"),
-        retry_on_demand=not options.pop("no_retry"), image=options.pop("image") or IMAGE,
-        finish_arguments=finish_arguments, **options,
-    )  # fmt: skip
 
 
 @click.group()
 def deploy() -> None:
     """From a bundle to an endpoint on AWS: plan, apply, list, destroy.
 
-    Nothing is made before a plan was shown. Region and credentials are those of the AWS tools.
+    `plan`, and `--dry-run` of the others, make and end nothing. Region and credentials are those of the AWS tools.
     """
 
 
@@ -192,17 +140,22 @@ def show(found: Any, as_json: bool, output: Path | None) -> None:
 
 @deploy.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def apply(plan_file: Path, as_json: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Show the plan once more, and make nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; with --dry-run the plan.")
+def apply(plan_file: Path, dry_run: bool, as_json: bool) -> None:
     """Carry out PLAN, exactly as it was shown."""
     from neuron_port.deploy.apply import apply_plan
     from neuron_port.deploy.aws import Aws
     from neuron_port.deploy.plan import read_plan
 
     found = read_plan(plan_file)
+    if dry_run:
+        show(found, as_json, None)
+        return
     say(found.text())
     say(UNCONFIRMED)
-    result = apply_plan(Aws(found.region), found, say=say)
+    with ended_like_ctrl_c():
+        result = apply_plan(Aws(found.region), found, say=say)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
@@ -224,33 +177,55 @@ def list_items(as_json: bool) -> None:
         click.echo(json.dumps([vars(item) for item in items], indent=2, default=stamp))
         return
     for item in items:
-        price = f"${item.usd_per_hour:.4f}/h, ${item.usd:.2f} so far" if item.usd_per_hour is not None else ""
-        until = "stays until destroyed" if item.deadline is None else f"until {stamp(item.deadline)}"
-        overdue = "  PAST ITS DEADLINE" if item.overdue else ""
-        click.echo(
-            f"{item.job}  {item.what} {item.id} ({item.detail})  {item.state}  {item.owner}  {until}  {price}{overdue}"
-        )
+        click.echo(_line(item))
     if not items:
         say(f"Nothing of neuron-port in {aws.region}.")
+
+
+def _line(item: Any) -> str:
+    """One instance or stack for people."""
+    from neuron_port.deploy.tags import stamp
+
+    price = f"${item.usd_per_hour:.4f}/h, ${item.usd:.2f} so far" if item.usd_per_hour is not None else ""
+    until = "stays until destroyed" if item.deadline is None else f"until {stamp(item.deadline)}"
+    overdue = "  PAST ITS DEADLINE" if item.overdue else ""
+    return f"{item.job}  {item.what} {item.id} ({item.detail})  {item.state}  {item.owner}  {until}  {price}{overdue}"
 
 
 @deploy.command()
 @click.argument("name", required=False)
 @click.option("--overdue", is_flag=True, help="Everything that is past its deadline, whoever started it.")
 @click.option("--purge", is_flag=True, help="Its files on S3 too.")
-def destroy(name: str | None, overdue: bool, purge: bool) -> None:
+@click.option(
+    "--remote", metavar="s3://BUCKET/PREFIX", help="With --purge: where the files of a job lie that is done."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be ended, and end nothing.")
+def destroy(name: str | None, overdue: bool, purge: bool, remote: str | None, dry_run: bool) -> None:
     """End everything of NAME: instances, role, network; with --purge its files too. A bucket with files stays."""
     from neuron_port.deploy.aws import Aws
     from neuron_port.deploy.inventory import destroy as run
-    from neuron_port.deploy.inventory import destroy_overdue
+    from neuron_port.deploy.inventory import destroy_overdue, inventory, of_job
+    from neuron_port.deploy.locations import parse_location
 
     if (name is None) is not overdue:
         raise click.UsageError("Give a NAME (see `neuron-port deploy list`), or --overdue")
-    now = datetime.now(UTC)
+    if (purge and overdue) or (remote is not None and not purge):
+        raise click.UsageError("--remote goes with --purge, and --purge with a NAME")
+    aws, now, place = Aws(), datetime.now(UTC), parse_location(remote) if remote else None
+    if dry_run:
+        found = (
+            [item for item in inventory(aws, now) if item.overdue]
+            if name is None
+            else of_job(aws, name, now, or_files=place is not None)
+        )
+        for item in found:
+            click.echo(_line(item))
+        say("Nothing was ended.")
+        return
     if name is None:
-        removed = destroy_overdue(Aws(), say=say, now=now)
+        removed = destroy_overdue(aws, say=say, now=now)
     else:
-        removed = run(Aws(), name, say=say, purge=purge, now=now)
+        removed = run(aws, name, say=say, purge=purge, remote=place, now=now)
     click.echo(f"removed: {removed}")
 
 

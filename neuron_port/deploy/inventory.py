@@ -13,7 +13,7 @@ from neuron_port.deploy import tags as names
 from neuron_port.deploy.aws import Aws
 from neuron_port.deploy.errors import DeployError
 from neuron_port.deploy.job_store import JobStore
-from neuron_port.deploy.locations import parse_location
+from neuron_port.deploy.locations import Location, parse_location
 from neuron_port.deploy.tags import moment
 from neuron_port.errors import UsageError
 
@@ -73,26 +73,39 @@ def _item(tags: Any, now: datetime, **facts: Any) -> Item:
     )  # fmt: skip
 
 
+def of_job(aws: Aws, job: str, now: datetime, *, or_files: bool = False) -> list[Item]:
+    """The instances and stacks of one job. Raises UsageError when there are none, unless its files are meant."""
+    everything = inventory(aws, now)
+    mine = [item for item in everything if item.job == job]
+    if not mine and not or_files:
+        known = ", ".join(dict.fromkeys(item.job for item in everything)) or "nothing of neuron-port is there"
+        raise UsageError(
+            f"Nothing in {aws.region} belongs to: `{job}`",
+            hint=f"Known: {known}. The files of a job that is done: --purge --remote s3://bucket/prefix.",
+        )
+    return mine
+
+
 def destroy(
     aws: Aws,
     job: str,
     *,
     say: Callable[[str], None],
     purge: bool = False,
+    remote: Location | None = None,
     sleep: Callable[[float], None] = time.sleep,
     now: datetime,
 ) -> int:
     """End everything of one job: instances first, then stacks; with `purge` its files on S3 too.
 
-    Returns how many things were removed. What a stack's own instances are is left to the stack.
+    Returns how many instances and stacks were removed. `remote` is where the files of a job lie of which nothing else
+    is left, as of one that is done: its tags went with its stack.
+
     Raises: UsageError when nothing is known by that name; DeployError for what cannot be removed.
     """
-    everything = inventory(aws, now)
-    mine = [item for item in everything if item.job == job]
-    if not mine:
-        known = ", ".join(dict.fromkeys(item.job for item in everything)) or "nothing of neuron-port is there"
-        raise UsageError(f"Nothing in {aws.region} belongs to: `{job}`", hint=f"Known: {known}.")
-    running = [item.id for item in mine if item.what == "instance" and item.state in machines.SPENDING]
+    mine = of_job(aws, job, now, or_files=purge and remote is not None)
+    # A stopped instance still pays for its disk, and holds the security group that its stack would delete.
+    running = [item.id for item in mine if item.what == "instance" and item.state != "shutting-down"]
     machines.terminate(aws, running, sleep=sleep)
     for identity in running:
         say(f"terminated: {identity}")
@@ -102,10 +115,12 @@ def destroy(
         stacks.delete(aws, item.id, sleep=sleep)
         say(f"deleted: {item.id}")
     if purge:
-        remotes = {item.remote for item in mine if item.remote}
-        for remote in sorted(remotes):
-            count = JobStore(aws, parse_location(remote), job).remove_everything()
-            say(f"deleted: {count} objects below {remote}/{job}")
+        remotes = {parse_location(item.remote) for item in mine if item.remote} | (
+            {remote} if remote else set()
+        )
+        for place in sorted(remotes, key=str):
+            count = JobStore(aws, place, job).remove_everything()
+            say(f"deleted: {count} objects below {place}/{job}")
     return len(running) + len(standing)
 
 

@@ -48,6 +48,7 @@ class JobStore:
         self, aws: Aws, remote: Location, job: str, *, smallest_part_bytes: int = SMALLEST_PART_BYTES
     ) -> None:
         self.home = remote.below(job)
+        self._remote, self._job = remote, job
         self._aws = aws
         self._smallest_part_bytes = smallest_part_bytes
 
@@ -105,7 +106,7 @@ class JobStore:
             if error.code in NOT_FOUND and error.code != "NoSuchBucket":
                 return False
             raise
-        return found["ContentLength"] == size and found.get("Metadata", {}).get("sha256") == digest
+        return bool(found["ContentLength"] == size) and found.get("Metadata", {}).get("sha256") == digest
 
     def _upload_parts(
         self, name: str, path: Path, digest: str, part_bytes: int, said: Callable[[int, int], None] | None
@@ -164,7 +165,8 @@ class JobStore:
                 raise DeployError(
                     f"`{self.home}/{name}` is not what the instance wrote: "
                     f"SHA-256 {digest.hexdigest()[:12]}, expected {sha256[:12]}",
-                    hint="Run the same command again; if it stays, `neuron-port deploy destroy` the job and start anew.",
+                    hint=f"Run the same command again; if it stays: neuron-port deploy destroy {self._job} --purge "
+                    f"--remote {self._remote}, and build again.",
                 )
             aside.replace(path)
         finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 
 from neuron_port.build import load_manifest
+from neuron_port.deploy.servable import check_servable
 from neuron_port.errors import UsageError
 from neuron_port.registry import data_folder
 
@@ -21,14 +22,10 @@ def kubernetes_manifest(bundle: Path, *, container: str, name: str, devices: int
         container: an image that holds neuron-port and the bundle in /opt/neuron-port/bundle (infra/Dockerfile).
         devices: Neuron chips per pod.
 
-    Raises: UsageError for names that Kubernetes would refuse, and for a bundle that is not compiled.
+    Raises: UsageError for names that Kubernetes would refuse, and for a bundle that cannot be served.
     """
     manifest = load_manifest(bundle)
-    if manifest["state"] == "portable":
-        raise UsageError(
-            f"`{bundle}` is not compiled: there is nothing to run on a chip",
-            hint="First: neuron-port build BUNDLE --target T, here or with --remote.",
-        )
+    check_servable(bundle, manifest)
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"Not a name for Kubernetes: `{name}`", hint="Lower-case letters, digits and hyphens."

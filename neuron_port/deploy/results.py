@@ -28,7 +28,7 @@ def take_over(bundle: Path, archive: Path, target: str) -> str:
         if problems := damaged_files(made, theirs, within=lambda file: file.startswith(prefixes)):
             raise DeployError(
                 f"The results are damaged: {'; '.join(problems[:3])}",
-                hint="Destroy the job with `neuron-port deploy destroy` and build again.",
+                hint="Delete the job's files (neuron-port deploy destroy JOB --purge --remote s3://...) and build again.",
             )
         for folder in MADE:
             for path in sorted((made / folder).glob("*/*")) if (made / folder).is_dir() else []:

@@ -13,7 +13,7 @@ from pathlib import Path
 from neuron_port.build import load_manifest
 from neuron_port.deploy.archive import files_below
 from neuron_port.deploy.export import weight_files
-from neuron_port.errors import UsageError
+from neuron_port.deploy.servable import check_servable
 
 TEMPLATES = Path(__file__).parent / "templates"
 ARCHIVE = "model.tar.gz"
@@ -22,15 +22,11 @@ ARCHIVE = "model.tar.gz"
 def export_sagemaker(bundle: Path, output: Path) -> list[str]:
     """Write `output`/model.tar.gz and return warnings for the user.
 
-    Raises: UsageError when there is nothing to serve: no weights, or not compiled.
+    Raises: UsageError when there is nothing to serve: no weights, not compiled, or several ranks.
     """
     manifest = load_manifest(bundle)
     weight_files(bundle, manifest)
-    if manifest["state"] == "portable":
-        raise UsageError(
-            f"`{bundle}` is not compiled: SageMaker would have nothing to run on a chip",
-            hint="First: neuron-port build BUNDLE --target T, here or with --remote.",
-        )
+    check_servable(bundle, manifest)
     output.mkdir(parents=True, exist_ok=True)
     aside = output / f".{ARCHIVE}.partial"
     try:

@@ -10,10 +10,12 @@ from typing import Any
 from neuron_port.deploy.aws import Aws
 from neuron_port.deploy.errors import AwsError, DeployError
 from neuron_port.deploy.tags import tag_list, tag_map
+from neuron_port.errors import UsageError
 from neuron_port.registry import data_folder
 
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 1800.0
+STANDS = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 
 
 def template(name: str) -> str:
@@ -46,25 +48,29 @@ def create(
     parameters: Mapping[str, str],
     tags: Mapping[str, str],
     sleep: Callable[[float], None] = time.sleep,
+    as_planned: bool = False,
 ) -> dict[str, str]:
     """Create a stack, wait for it and return its outputs; one that stands already is taken as it is.
 
-    Raises: DeployError naming the resource that failed and why; what had been created is deleted again.
+    Args:
+        as_planned: take one that stands only if it was made with the same parameters.
+
+    Raises:
+        UsageError: another stack stands there (`as_planned`).
+        DeployError: names the resource that failed and why; what had been created is deleted again.
     """
     found = stack(aws, name)
-    if found is not None and found["StackStatus"] not in (
-        "CREATE_COMPLETE",
-        "UPDATE_COMPLETE",
-        "CREATE_IN_PROGRESS",
-    ):
+    if found is not None and found["StackStatus"] not in (*STANDS, "CREATE_IN_PROGRESS"):
         delete(aws, name, sleep=sleep)  # the ruin of an earlier run
         found = None
+    if found is not None and as_planned:
+        _check_same(name, found, parameters)
     if found is None:
         try:
             aws.call(
                 "cloudformation", "create_stack", f"create the stack `{name}`", StackName=name, TemplateBody=body,
                 Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
-                Tags=tag_list(tags), Capabilities=["CAPABILITY_NAMED_IAM"], OnFailure="ROLLBACK",
+                Tags=tag_list(tags), Capabilities=["CAPABILITY_IAM"], OnFailure="ROLLBACK",
             )  # fmt: skip
         except AwsError as error:
             if error.code == "AlreadyExistsException":
@@ -74,10 +80,21 @@ def create(
             else:  # refused, and yet there: do not leave it
                 _give_up(aws, name, error.message, sleep)
     done = _settled(aws, name, sleep)
-    if done is None or done["StackStatus"] not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
+    if done is None or done["StackStatus"] not in STANDS:
         _give_up(aws, name, _first_failure(aws, name, done), sleep)
     assert done is not None
     return {output["OutputKey"]: output["OutputValue"] for output in done.get("Outputs", [])}
+
+
+def _check_same(name: str, found: Mapping[str, Any], parameters: Mapping[str, str]) -> None:
+    """Refuse a stack that was made with other parameters: it would go on as it is, whatever the plan said."""
+    has = {item["ParameterKey"]: item.get("ParameterValue", "") for item in found.get("Parameters", [])}
+    other = sorted(key for key, value in parameters.items() if has.get(key) != value)
+    if other:
+        raise UsageError(
+            f"The stack `{name}` stands already, with another {', '.join(other)}",
+            hint="End it first with `neuron-port deploy destroy`, or plan under another name.",
+        )
 
 
 def _give_up(aws: Aws, name: str, why: str, sleep: Callable[[float], None]) -> None:

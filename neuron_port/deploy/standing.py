@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -21,10 +23,12 @@ from neuron_port.deploy.locations import Location, parse_location
 from neuron_port.deploy.network import check_offered, default_subnet, find_ground
 from neuron_port.deploy.plan import Kind, Plan, Resource
 from neuron_port.deploy.prices import EKS_CLUSTER_HOUR, PUBLIC_IPV4_HOUR, S3_GB_MONTH, disk_usd_per_hour
+from neuron_port.deploy.servable import check_servable
 from neuron_port.deploy.tags import Mark
 from neuron_port.errors import UsageError
 from neuron_port.instances import Instance, instance, with_prices
 
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 DISK_GIB = 200
 TEMPLATES: dict[Kind, str] = {"storage": "build_storage", "endpoint": "serving", "nodes": "eks_nodes"}
 
@@ -68,31 +72,22 @@ def plan_endpoint(
 
     Raises: UsageError (a bundle that cannot be served there), AwsError, DeployError.
     """
+    _check_name(name)
+    _check_cidr(allow)
     chosen = _priced(instance_type, prices or {})
     manifest = load_manifest(bundle)
-    check_servable(manifest, chosen)
+    check_servable(bundle, manifest)
+    _check_room(manifest, chosen)
     check_bucket(aws, remote)
     check_offered(aws, (chosen.name,))
     ground = find_ground(aws, image=image, subnet=subnet)
     home = remote.below(name)
     subnet = ground.subnet or default_subnet(aws, chosen.name)
     package = package or f"neuron-port[serve]=={neuron_port.__version__}"
-    evidence = chosen.price_evidence
-    size_gb = manifest["weights"]["bytes"] / 1e9
-    disk_gib = int(DISK_GIB + 3 * size_gb)
-    resources = [
-        Resource(what="S3 objects", name=f"{home}/", detail=f"bundle.tar.gz with {size_gb:.2f} GB of weights",
-                 note=f"${size_gb * S3_GB_MONTH.usd:.2f} a month"),
-        Resource(what="role", name="Role", detail="reads this bundle; Systems Manager"),
-        Resource(what="security group", name="SecurityGroup",
-                 detail=f"port 8000 from {allow}" if allow else "closed: nothing comes in"),
-        Resource(what="instance", name=f"Server, {chosen.name}",
-                 detail=f"on demand, {ground.image}, {manifest['state']} bundle",
-                 usd_per_hour=chosen.usd_per_hour, note=f"{evidence.source}, {evidence.date}, {evidence.confidence}"),
-        Resource(what="volume", name=f"{disk_gib} GiB gp3", detail="encrypted", usd_per_hour=disk_usd_per_hour(disk_gib)),
-        Resource(what="public IPv4", name="of the instance", detail="when the subnet gives one",
-                 usd_per_hour=PUBLIC_IPV4_HOUR.usd, note=PUBLIC_IPV4_HOUR.source),
-    ]  # fmt: skip
+    disk_gib = int(DISK_GIB + 3 * manifest["weights"]["bytes"] / 1e9)
+    resources = _endpoint_resources(
+        manifest, chosen, home, image=ground.image, allow=allow, disk_gib=disk_gib
+    )
     wheel = Path(package) if package.endswith(".whl") else None
     if wheel is not None and not wheel.is_file():
         raise UsageError(
@@ -110,19 +105,43 @@ def plan_endpoint(
     )  # fmt: skip
 
 
-def check_servable(manifest: Mapping[str, Any], chosen: Instance) -> None:
-    """Refuse a bundle that this instance cannot serve."""
+def _endpoint_resources(
+    manifest: Mapping[str, Any], chosen: Instance, home: Location, *, image: str, allow: str, disk_gib: int
+) -> list[Resource]:
+    evidence, size_gb = chosen.price_evidence, manifest["weights"]["bytes"] / 1e9
+    return [
+        Resource(what="S3 objects", name=f"{home}/", detail=f"bundle.tar.gz with {size_gb:.2f} GB of weights",
+                 note=f"${size_gb * S3_GB_MONTH.usd:.2f} a month"),
+        Resource(what="role", name="Role", detail="reads this bundle; Systems Manager"),
+        Resource(what="security group", name="SecurityGroup",
+                 detail=f"port 8000 from {allow}" if allow else "closed: nothing comes in"),
+        Resource(what="instance", name=f"Server, {chosen.name}",
+                 detail=f"on demand, {image}, {manifest['state']} bundle",
+                 usd_per_hour=chosen.usd_per_hour, note=f"{evidence.source}, {evidence.date}, {evidence.confidence}"),
+        Resource(what="volume", name=f"{disk_gib} GiB gp3", detail="encrypted", usd_per_hour=disk_usd_per_hour(disk_gib)),
+        Resource(what="public IPv4", name="of the instance", detail="when the subnet gives one",
+                 usd_per_hour=PUBLIC_IPV4_HOUR.usd, note=PUBLIC_IPV4_HOUR.source),
+    ]  # fmt: skip
+
+
+def _check_name(name: str) -> None:
+    """Refuse what cannot be part of a stack's name, a tag and a prefix: it goes into all three."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"Not a name: `{name}`", hint="Up to 63 lower-case letters, digits and hyphens.")
+
+
+def _check_cidr(allow: str) -> None:
+    try:
+        ipaddress.IPv4Network(allow or "0.0.0.0/32")
+    except ValueError as error:
+        raise UsageError(
+            f"Not an IPv4 range: `{allow}` ({error})", hint="For example: --allow 203.0.113.0/24"
+        ) from None
+
+
+def _check_room(manifest: Mapping[str, Any], chosen: Instance) -> None:
+    """Refuse an instance with another chip, or too small a one."""
     target, weights = manifest["build"]["target"], manifest["weights"]
-    if manifest["state"] == "portable":
-        raise UsageError(
-            "This bundle is not compiled: there is nothing to serve on a chip",
-            hint="First: neuron-port build BUNDLE --target T --remote s3://...",
-        )
-    if weights.get("random") or weights["mode"] == "reference":
-        raise UsageError(
-            "This bundle holds no weights: an instance cannot serve it",
-            hint="Convert again with --weights copy and a real checkpoint.",
-        )
     family = {"inf2": ("inf2", "trn1"), "trn1": ("inf2", "trn1")}.get(
         target, (target,)
     )  # one core generation
@@ -149,6 +168,7 @@ def plan_nodes(
     prices: Mapping[str, float] | None = None,
 ) -> Plan:
     """A node group with Neuron chips in an EKS cluster that exists."""
+    _check_name(name)
     chosen = _priced(instance_type, prices or {})
     if chosen.target is None:
         raise UsageError(f"{chosen.name} has no Neuron chip", hint="For example inf2.xlarge.")
@@ -192,7 +212,7 @@ def apply_standing(
     more = {name: plan.inputs[name] for name in ("remote", "price") if plan.inputs.get(name)}
     return stacks.create(
         aws, f"neuron-port-{plan.name}", body=stacks.template(template), parameters=parameters,
-        tags=mark.tags(**more), sleep=sleep,
+        tags=mark.tags(**more), sleep=sleep, as_planned=True,
     )  # fmt: skip
 
 

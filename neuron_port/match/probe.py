@@ -17,6 +17,7 @@ import torch
 from neuron_port.recipe import Binding, Recipe
 from neuron_port.types import WeightSource, permutation
 from neuron_port.walk.calls import Call, flatten_tensors, stored_tensors
+from neuron_port.walk.collectives import without_joining
 
 RELATIVE_LIMIT = 2e-5
 SCALES = (1.0, 1e3, 3e-3)
@@ -31,8 +32,7 @@ def materialize(
     module: torch.nn.Module, fill: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> torch.nn.Module:
     """A copy on the CPU of a (meta) module; stored tensors are `fill(name, like)` in whatever dtype that gives."""
-    clone = copy.deepcopy(module)
-    clone._forward_hooks.clear()  # the sum over ranks behind a layer is none of its own; inside of it, it is
+    clone = without_joining(copy.deepcopy(module))
     for name, tensor in stored_tensors(clone).items():
         owner_name, _, leaf = name.rpartition(".")
         owner = clone.get_submodule(owner_name)

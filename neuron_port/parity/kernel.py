@@ -58,6 +58,8 @@ def verify_layer(
     if few is not call:
         not_proven.append(f"experts beyond the first {FEW_EXPERTS}: all together do not fit in memory here")
         call, capture = few, None
+    if capture is None:
+        not_proven.append("the inputs that the model itself gives it: those of the proof were drawn")
     subject = _Subject(layer, call, match, found, read_weight)
     wanted = list(problems(call, found, capture))
     cases: list[CaseResult] = []

@@ -18,7 +18,14 @@ from typing import Any
 
 from neuron_port.parity.model import check_greedy, check_outputs
 from neuron_port.pipeline.batch_runs import Recording, Visit, run_visits
-from neuron_port.pipeline.graph_steps import GRAPH_STAGE, MODEL_STAGE, PARALLEL_CODE, Progress, refused
+from neuron_port.pipeline.graph_steps import (
+    GRAPH_STAGE,
+    MODEL_STAGE,
+    SIMULATOR_CODE,
+    XLA_CODE,
+    Progress,
+    refused,
+)
 from neuron_port.pipeline.sequence_proof import SequenceProof, named, pooled
 from neuron_port.pipeline.workbench import code_digest, oracle_name
 from neuron_port.port.generate import Batch, Step
@@ -26,7 +33,7 @@ from neuron_port.simulator import SimulatorError
 from neuron_port.store import write_json
 from neuron_port.types import CaseResult, GraphSpec, ParityReport, Tier, digest, from_json, to_json
 
-_CODE = (*PARALLEL_CODE, "parity", "port", "pipeline/batch_proof", "pipeline/batch_runs")
+_CODE = ("pipeline/sequence_proof", "pipeline/batch_proof", "pipeline/batch_runs")
 
 
 def has_own_rows(graphs: Sequence[GraphSpec]) -> bool:
@@ -48,7 +55,7 @@ class BatchProof(SequenceProof):
 
     def graph_reports(self, progress: Progress) -> tuple[list[ParityReport], int]:
         """Proof 2: one report for each graph; and how many batches were run now."""
-        key = digest(self._graph_hashes, *self._prompt_keys, code_digest("lower/execution", *_CODE))
+        key = digest(self._graph_hashes, *self.prompt_keys, code_digest(*XLA_CODE, *_CODE))
         stored, reused = self._kept(GRAPH_STAGE, key, lambda: self.run_on_xla(self.xla_steps, progress))
         cases = {
             name: [from_json(CaseResult, case) for case in found] for name, found in stored["cases"].items()
@@ -70,8 +77,8 @@ class BatchProof(SequenceProof):
             self._graph_hashes,
             self.kernel_digests,
             self.work.options.target,
-            *self._prompt_keys,
-            code_digest("simulator", "execution", *_CODE),
+            *self.prompt_keys,
+            code_digest(*SIMULATOR_CODE, *_CODE),
         )
         stored, reused = self._kept(MODEL_STAGE, key, lambda: self._on_simulator(progress))
         cases = [from_json(CaseResult, case) for case in stored["cases"]]
@@ -80,9 +87,18 @@ class BatchProof(SequenceProof):
             subject=f"{self.dtype_name} {what} in a batch of {self.rows}",
             oracle=f"{oracle_name()}, float32",
             cases=tuple(cases) if self.baselines is None else (*cases, *pooled(cases)),
-            not_proven=("no Neuron device has run this model",),
+            not_proven=("no Neuron device has run this model", *self._rows_without_prompt()),
             seconds=stored["seconds"],
         ), int(not reused)
+
+    def _rows_without_prompt(self) -> list[str]:
+        """On the simulator each prompt runs once, from the last row down: with few prompts the first rows are idle."""
+        idle = self.rows - len(self.truths)
+        if idle <= 0:
+            return []
+        return [
+            f"the first {idle} of {self.rows} rows, with kernels on the simulator: no prompt came to them"
+        ]
 
     def _kept(self, stage: str, key: str, run: Any) -> tuple[Any, bool]:
         """What `run` gives and how long it took, from the store where it is there."""
@@ -101,7 +117,7 @@ class BatchProof(SequenceProof):
         return [hashlib.sha256(graph.reference_hlo).hexdigest() for graph in self.graphs]
 
     @property
-    def _prompt_keys(self) -> list[tuple[object, ...]]:
+    def prompt_keys(self) -> list[tuple[object, ...]]:
         return [self.prompt_key(truth) for truth in self.truths]
 
     def visits(
@@ -128,21 +144,24 @@ class BatchProof(SequenceProof):
 
     def run_on_xla(self, steps: Sequence[Step], progress: Progress) -> dict[str, list[CaseResult]]:
         """The cases of every graph, by its id; `steps` are the graphs, prefill first."""
-        assignments = self.assignments()
-        count = max(len(assignments), self.rows)
-        chosen = list(islice(cycle(assignments), count))
-        visits = self.visits([(number, graph.sequence_length) for number, graph in chosen], self.decode_steps)
-        recordings = run_visits(
-            self.batch(steps),
-            visits,
-            lambda done, total: progress(f"batch of {self.rows}, {self.dtype_name}", done, total),
-        )
         cases: dict[str, list[CaseResult]] = {}
-        for recording, (_, graph) in zip(recordings, [chosen[0], *chosen], strict=True):
+        for graph, recording in self.recordings(steps, progress):
             prefill, decode = self._judged(recording, "xla-cpu")
             cases.setdefault(graph.id, []).extend(prefill)
             cases.setdefault(self.graphs[-1].spec.id, []).extend(decode)
         return cases
+
+    def recordings(self, steps: Sequence[Step], progress: Progress) -> list[tuple[GraphSpec, Recording]]:
+        """What each prompt got in its row, and the prefill graph that it came through; every row has had one."""
+        assignments = self.assignments()
+        chosen = list(islice(cycle(assignments), max(len(assignments), self.rows)))
+        visits = self.visits([(number, graph.sequence_length) for number, graph in chosen], self.decode_steps)
+        found = run_visits(
+            self.batch(steps),
+            visits,
+            lambda done, total: progress(f"batch of {self.rows}, {self.dtype_name}", done, total),
+        )
+        return list(zip([graph for _, graph in (chosen[0], *chosen)], found, strict=True))
 
     def _on_simulator(self, progress: Progress) -> list[CaseResult]:
         greedy = self.baselines is None

@@ -231,8 +231,7 @@ class _Proofs:
                 specs = [graph.spec for graph in self.lowered[torch.float32]]
                 samples, result.reused = forward_runs.all_runs(work, specs, result.progress)
                 self._expect(ForwardProof, samples)
-            if work.checkpoint.unquantized is None:
-                work.forget_model()
+            work.forget_model()
         if work.checkpoint.unquantized is not None:
             self._weigh_quantization()
 

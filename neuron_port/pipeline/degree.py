@@ -36,12 +36,15 @@ def _degree(options: ConvertOptions, checkpoint: Checkpoint, store: Store, say: 
     if options.tensor_parallel > 1 or options.preset_ranks == 1:
         return options.tensor_parallel
     ranks = options.preset_ranks
-    needed = sum(spec.size for spec in checkpoint.weights.values()) * DTYPE_BYTES[options.dtype]
+    needed = _bytes(checkpoint, options.dtype)
     limit = HBM_BYTES_PER_CORE[options.target]
     if needed <= limit:
         say(f"converted for one core; its preset proposes {ranks}: --tensor-parallel {ranks}")
         return 1
     sizes = f"its weights are {needed >> 30} GiB, a core of {options.target} has {limit >> 30}"
+    if checkpoint.weight_format is not None:
+        say(f"{sizes}; still it is converted for one: {checkpoint.weight_format} weights are not cut yet")
+        return 1
     try:
         Workbench(replace(options, tensor_parallel=ranks), checkpoint, store).sharding  # noqa: B018 - may refuse
     except UsageError as error:
@@ -49,3 +52,12 @@ def _degree(options: ConvertOptions, checkpoint: Checkpoint, store: Store, say: 
         return 1
     say(f"{sizes}: {ranks} ranks, as in its preset (--tensor-parallel 1 for one)")
     return ranks
+
+
+def _bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """Of all weights as the graphs read them: quantised ones and their scales as they are, the others in `dtype`."""
+    plain = checkpoint.weights if checkpoint.unquantized is None else checkpoint.unquantized.weights
+    return sum(
+        spec.size * DTYPE_BYTES[dtype] if name in plain else spec.size_bytes
+        for name, spec in checkpoint.weights.items()
+    )

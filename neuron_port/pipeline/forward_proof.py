@@ -24,7 +24,15 @@ from neuron_port.parity.embeddings import (
 )
 from neuron_port.parity.model import OutputJudge, pooled_r_ratio
 from neuron_port.pipeline.forward_runs import ForwardRun, Runs
-from neuron_port.pipeline.graph_steps import GRAPH_STAGE, MODEL_STAGE, GraphSteps, Progress, refused
+from neuron_port.pipeline.graph_steps import (
+    GRAPH_STAGE,
+    MODEL_STAGE,
+    SIMULATOR_CODE,
+    XLA_CODE,
+    GraphSteps,
+    Progress,
+    refused,
+)
 from neuron_port.pipeline.samples import fingerprints
 from neuron_port.pipeline.workbench import code_digest, oracle_name
 from neuron_port.port.generate import Step
@@ -136,9 +144,7 @@ class ForwardProof(GraphSteps):
             self._text(number),
             self.dtype_name,
             oracle_name(),
-            code_digest("lower/execution", "parity", "port", "pipeline/forward_proof")
-            if tier == "xla-cpu"
-            else code_digest("simulator", "execution", "parity", "port", "pipeline/forward_proof"),
+            code_digest(*(XLA_CODE if tier == "xla-cpu" else SIMULATOR_CODE), "pipeline/forward_proof"),
         )
 
         def write(folder: Path) -> None:
@@ -163,14 +169,13 @@ class ForwardProof(GraphSteps):
         baseline = self.baselines[number, place] if self.baselines is not None else None
         outputs, _ = step(_graph_inputs(step.spec, truth), ())
         names = [item.name for item in step.spec.outputs]
-        ours = {
-            name: _first_row(output, truth.outputs[name]) for name, output in zip(names, outputs, strict=True)
-        }
+        rows = {name: _rows(output, truth.outputs[name]) for name, output in zip(names, outputs, strict=True)}
+        ours = {name: own[0] for name, own in rows.items()}
         judge = OutputJudge(tier, f"sample {number + 1}")
         cases = []
-        for name, own in ours.items():
-            noise = [baseline.outputs[name]] if baseline is not None else None
-            case = judge(name, [own], [truth.outputs[name]], noise)
+        for name, own in rows.items():
+            noise = [baseline.outputs[name]] * len(own) if baseline is not None else None
+            case = judge(name, own, [truth.outputs[name]] * len(own), noise)
             cases.append(replace(case, detail="") if case.passed else case)
         for name, expected in truth.embeddings.items():
             cases.append(
@@ -187,9 +192,12 @@ class ForwardProof(GraphSteps):
         return cases, {name: ours[name].double().flatten().tolist() for name in truth.embeddings}
 
 
-def _first_row(output: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """The part of a graph's output that answers one sample: every row of its batch carries the same."""
-    return output[tuple(slice(1) if size == 1 else slice(None) for size in expected.shape)]
+def _rows(output: torch.Tensor, expected: torch.Tensor) -> list[torch.Tensor]:
+    """A graph's output in parts that each answer one sample: every row of its batch carries the same."""
+    parts = [output]
+    for axis, size in enumerate(expected.shape):
+        parts = [piece for part in parts for piece in part.split(size, axis)]
+    return parts
 
 
 def _graph_inputs(spec: GraphSpec, run: ForwardRun) -> list[torch.Tensor]:

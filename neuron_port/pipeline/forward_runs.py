@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from neuron_port.errors import UsageError
 from neuron_port.parity.embeddings import SENTENCE_EMBEDDING, embeddings_of
 from neuron_port.pipeline.samples import Sample, fingerprints
-from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
+from neuron_port.pipeline.workbench import WEIGHTS_CODE, Workbench, code_digest, oracle_name
 from neuron_port.port.generate import padded
 from neuron_port.types import GraphSpec, digest
 from neuron_port.walk.families.encoder import ForwardStep
@@ -90,7 +90,7 @@ def _run(work: Workbench, sample: Sample, spec: GraphSpec, dtype: torch.dtype) -
         fingerprints(sample),
         str(dtype),
         oracle_name(),
-        code_digest("walk/families", "walk/pooling", "checkpoint/weights"),
+        code_digest("walk/families", "walk/pooling", *WEIGHTS_CODE),
     )
 
     def write(folder: Path) -> None:

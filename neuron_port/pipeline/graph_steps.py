@@ -25,8 +25,18 @@ from neuron_port.simulator import SimulatorError
 from neuron_port.types import GraphSpec
 
 GRAPH_STAGE, MODEL_STAGE = "graph-proof", "model-proof"  # where proofs 2 and 3 are kept in the store
-# What else decides how a graph of several ranks runs, for the keys under which proofs are kept.
-PARALLEL_CODE = ("lower/parallel_execution", "pipeline/parallel_steps", "walk/cutting", "walk/sharding")
+# What decides how a graph runs, for the keys under which proofs are kept: emitted, and interpreted in torch, where the
+# operators that write states and join ranks are walk's own.
+_STEPS_CODE = (
+    "parity",
+    "port",
+    "pipeline/graph_steps",
+    "pipeline/parallel_steps",
+    "walk/cutting",
+    "walk/sharding",
+)
+XLA_CODE = ("lower/execution", "lower/parallel_execution", *_STEPS_CODE)
+SIMULATOR_CODE = ("simulator", "execution", "walk/cache", "walk/collectives", *_STEPS_CODE)
 Progress = Callable[[str, int, int], None]
 
 

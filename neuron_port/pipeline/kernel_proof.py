@@ -59,6 +59,7 @@ class KernelProof:
             recipe_digest(found),
             work.options.target,
             work.options.tensor_parallel,
+            self.plan.graphs[walk_number].batch,
             [str(dtype) for dtype in work.proof_dtypes],
             [prompt.text for prompt in work.options.prompts[:1]],
             work.full_proof,
@@ -88,12 +89,12 @@ class KernelProof:
         return from_json(ParityReport, work.store.read_json(STAGE, key, "report.json")), reused
 
     def _capture(self, walk: Walk, layer: Layer) -> Capture | None:
-        """The layer's real inputs for the first prompt, where the whole model can be run.
+        """The layer's real inputs for the first prompt, where the whole model can be run and the graph has one row.
 
         A rank by itself has none: what its layers are given depends on the other ranks.
         """
         options = self.work.options
-        if not self.work.full_proof or options.batch != 1 or options.tensor_parallel != 1:
+        if not self.work.full_proof or walk.graph.batch != 1 or options.tensor_parallel != 1:
             return None
         if self._captures is None:
             first_layers = {match.layers[0] for match in self.plan.matches.matches}

@@ -7,25 +7,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuron_port.build.bundle import interface
-from neuron_port.build.storage import write_json
+from neuron_port.build.storage import replacing, write_json
 from neuron_port.checkpoint import quantized, resolve
-from neuron_port.errors import UsageError
 from neuron_port.pipeline.degree import with_degree
 from neuron_port.pipeline.lowering import LoweredGraph, lower_all
 from neuron_port.pipeline.options import ConvertOptions
 from neuron_port.pipeline.planning import make_plan
-from neuron_port.pipeline.refusals import check_positions
+from neuron_port.pipeline.refusals import check_output, check_positions
 from neuron_port.pipeline.workbench import Workbench
 from neuron_port.report import LiveView
 from neuron_port.store import Store
 
 SUMMARY = "lowered.json"
+_KIND = "lowered model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +42,25 @@ def lower_only(options: ConvertOptions, view: LiveView, store: Store | None = No
     Raises:
         UsageError: the place is taken by something else, or the model cannot be lowered as asked.
     """
-    output = options.output
-    if (
-        output.exists()
-        and not (output / SUMMARY).is_file()
-        and (not output.is_dir() or any(output.iterdir()))
-    ):
-        raise UsageError(
-            f"`{output}` is not empty and holds no lowered model: it is not replaced",
-            hint="Choose another --output.",
-        )
-    store = store or Store()
+    check_output(options.output, SUMMARY, _KIND)
+    work = _workbench(options, view, store or Store())
+    with view.stage("plan") as stage:
+        plan, reused = make_plan(work, view.update)
+        if reused:
+            stage.skip("unchanged, taken from the store")
+    with view.stage("lower to HLO") as stage:
+        graphs, reused = lower_all(work, plan, work.dtype, view.update)
+        if reused:
+            stage.skip("unchanged, taken from the store")
+    summary = _summary(work, graphs)
+    with replacing(options.output, SUMMARY, _KIND) as folder:
+        for graph in graphs:
+            _write(folder / "graphs" / graph.spec.id, graph)
+        write_json(folder / SUMMARY, summary)
+    return Lowered(folder=options.output, summary=summary)
+
+
+def _workbench(options: ConvertOptions, view: LiveView, store: Store) -> Workbench:
     with view.stage("checkpoint"):
         checkpoint = resolve(
             options.model,
@@ -63,35 +71,28 @@ def lower_only(options: ConvertOptions, view: LiveView, store: Store | None = No
         )
     if options.weight_format:
         checkpoint = quantized(checkpoint, options.weight_format)
-    options = with_degree(options, checkpoint, store, view.note)
-    work = Workbench(options, checkpoint, store)
+    work = Workbench(with_degree(options, checkpoint, store, view.note), checkpoint, store)
     check_positions(work)
-    with view.stage("plan") as stage:
-        plan, reused = make_plan(work, view.update)
-        if reused:
-            stage.skip("unchanged, taken from the store")
-    with view.stage("lower to HLO") as stage:
-        graphs, reused = lower_all(work, plan, work.dtype, view.update)
-        if reused:
-            stage.skip("unchanged, taken from the store")
-    summary = {
-        "model": checkpoint.name,
-        "revision": checkpoint.revision,
-        "target": options.target,
-        "dtype": options.dtype,
-        "tensor_parallel": options.tensor_parallel,
-        "proven": False,
-        "graphs": [_entry(graph) for graph in graphs],
-        "notes": [] if work.sharding is None else list(work.sharding.notes),
-    }
-    for graph in graphs:
-        _write(output / "graphs" / graph.spec.id, graph)
-    write_json(output / SUMMARY, summary)
-    return Lowered(folder=output, summary=summary)
+    return work
 
 
 def _shown(view: LiveView) -> Callable[[str], None]:
     return lambda text: view.update(text, 0, 0)
+
+
+def _summary(work: Workbench, graphs: Sequence[LoweredGraph]) -> dict[str, Any]:
+    """lowered.json."""
+    return {
+        "model": work.checkpoint.name,
+        "revision": work.checkpoint.revision,
+        "target": work.options.target,
+        "dtype": work.options.dtype,
+        "weight_format": work.checkpoint.weight_format or work.options.dtype,
+        "tensor_parallel": work.options.tensor_parallel,
+        "proven": False,
+        "graphs": [_entry(graph) for graph in graphs],
+        "notes": [] if work.sharding is None else list(work.sharding.notes),
+    }
 
 
 def _entry(graph: LoweredGraph) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from neuron_port.parity.model import OracleRun, run_oracle
 from neuron_port.pipeline.samples import Sample, fingerprints
-from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
+from neuron_port.pipeline.workbench import WEIGHTS_CODE, Workbench, code_digest, oracle_name
 from neuron_port.store import write_json
 from neuron_port.types import digest
 from neuron_port.walk.calls import dtype_name
@@ -27,7 +27,7 @@ def oracle_key(work: Workbench, sample: Sample, dtype: torch.dtype) -> str:
         str(dtype),
         DECODE_STEPS,
         oracle_name(),
-        code_digest("parity/model", "checkpoint/weights"),
+        code_digest("parity/model", *WEIGHTS_CODE),
     )
 
 

@@ -1,41 +1,45 @@
 """What only several ranks have to prove: that they answer as one rank does.
 
 The graphs of one rank are lowered from the same checkpoint with the same options, and both run the same prompts on
-XLA-CPU in float32: every output is compared, the caches as all ranks have them together. Proof 2 has compared the
-ranks with transformers already; this one leaves no room for a difference that both sides of it would share.
+XLA-CPU in float32, through the same buckets and in the same rows: logits and caches are compared, the caches as all
+ranks have them together. Proof 2 has compared the ranks with transformers already; this one leaves no room for a
+difference that both sides of it would share.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from neuron_port.parity.model import OutputJudge
-from neuron_port.pipeline.graph_steps import GRAPH_STAGE, GraphSteps, Progress
+from neuron_port.pipeline.batch_proof import BatchProof
+from neuron_port.pipeline.batch_runs import Recording, Visit
+from neuron_port.pipeline.graph_steps import GRAPH_STAGE, XLA_CODE, GraphSteps, Progress
 from neuron_port.pipeline.lowering import lower_all
 from neuron_port.pipeline.planning import make_plan
-from neuron_port.pipeline.samples import fingerprints
 from neuron_port.pipeline.sequence_proof import SequenceProof
 from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name
-from neuron_port.port.generate import Session
+from neuron_port.port.generate import Step
 from neuron_port.store import write_json
-from neuron_port.types import CaseResult, ParityReport, digest, from_json, to_json
+from neuron_port.types import CaseResult, GraphSpec, ParityReport, digest, from_json, to_json
 
-CODE = (
-    "lower",
-    "parity",
-    "port",
-    "walk/cutting",
-    "walk/sharding",
-    "pipeline/parallel_steps",
+_CODE = (
+    *XLA_CODE,
+    "pipeline/sequence_proof",
+    "pipeline/batch_proof",
+    "pipeline/batch_runs",
     "pipeline/parallel_proof",
 )
+
+# The steps of all graphs, prefill first -> each prompt's prefill graph, and what it got.
+Record = Callable[[Sequence[Step]], list[tuple[GraphSpec, Recording]]]
 
 
 @dataclass
@@ -54,11 +58,11 @@ class OneRankProof:
         return GraphSteps(work=work, plan=plan, dtype=torch.float32, graphs=graphs)
 
     def reports(self, progress: Progress) -> tuple[list[ParityReport], int]:
-        """A report for each graph that a prompt goes through; and how many prompts were run now."""
+        """A report for each graph that a prompt goes through; and how many runs were made now."""
         cases: dict[str, list[CaseResult]] = {}
         seconds, made = 0.0, 0
-        for number in range(len(self.ranks.truths)):
-            stored, reused = self._prompt(number, progress)
+        for depends_on, record in self._runs(progress):
+            stored, reused = self._kept(depends_on, record)
             made += not reused
             seconds += stored["seconds"]
             for graph, found in stored["cases"].items():
@@ -74,56 +78,72 @@ class OneRankProof:
             for graph, found in cases.items()
         ], made
 
-    def _prompt(self, number: int, progress: Progress) -> tuple[dict[str, Any], bool]:
+    def _runs(self, progress: Progress) -> list[tuple[object, Record]]:
+        """What its cases depend on, and what runs at once: a prompt in a bucket, or all prompts in a batch."""
         proof = self.ranks
-        truth = proof.truths[number]
+        if isinstance(proof, BatchProof):
+            return [(proof.prompt_keys, partial(proof.recordings, progress=progress))]
+        return [
+            (
+                [bucket.id, *proof.prompt_key(proof.truths[number])],
+                partial(self._alone, number, bucket, progress),
+            )
+            for number, bucket in proof.assignments()
+        ]
+
+    def _alone(
+        self, number: int, bucket: GraphSpec, progress: Progress, steps: Sequence[Step]
+    ) -> list[tuple[GraphSpec, Recording]]:
+        """One prompt through one bucket, then the tokens that transformers appended."""
+        proof, truth = self.ranks, self.ranks.truths[number]
+        progress(f"prompt {number + 1}, {bucket.id}, beside one rank", number, len(proof.truths))
+        session = proof.session(steps, only=bucket)
+        heard = Recording(
+            Visit(prompt=number, ids=truth.prompt_ids, row=0, steps=proof.decode_steps, forced=truth.tokens)
+        )
+        heard.hear(session.start(truth.sample), session.caches)
+        for token in truth.tokens[: proof.decode_steps]:
+            heard.hear(session.advance(token), session.caches)
+        return [(bucket, heard)]
+
+    def _kept(self, depends_on: object, record: Record) -> tuple[dict[str, Any], bool]:
+        graphs = (*self.ranks.graphs, *self.single.graphs)
         key = digest(
             "beside one rank",
-            [
-                hashlib.sha256(graph.reference_hlo).hexdigest()
-                for graph in (*proof.graphs, *self.single.graphs)
-            ],
-            proof.work.checkpoint.revision,
-            fingerprints(truth.sample),
-            list(truth.tokens),
-            code_digest(*CODE),
+            [hashlib.sha256(graph.reference_hlo).hexdigest() for graph in graphs],
+            depends_on,
+            code_digest(*_CODE),
         )
 
         def write(folder: Path) -> None:
             started = time.monotonic()
-            progress(f"prompt {number + 1}, beside one rank", number, len(proof.truths))
-            cases = self._compare(number)
-            write_json(
-                folder / "cases.json", to_json({"cases": cases, "seconds": time.monotonic() - started})
-            )
+            cases = self._compare(record)
+            found = {"cases": cases, "seconds": time.monotonic() - started}
+            write_json(folder / "cases.json", to_json(found))
 
-        _, reused = proof.work.store.build(GRAPH_STAGE, key, write)
-        return proof.work.store.read_json(GRAPH_STAGE, key, "cases.json"), reused
+        store = self.ranks.work.store
+        _, reused = store.build(GRAPH_STAGE, key, write)
+        return store.read_json(GRAPH_STAGE, key, "cases.json"), reused
 
-    def _compare(self, number: int) -> dict[str, list[CaseResult]]:
-        """The cases of one prompt by graph: prefill, then the tokens that transformers appended."""
-        proof, truth = self.ranks, self.ranks.truths[number]
-        several, single = proof.session(proof.xla_steps), proof.session(self.single.xla_steps)
-        judge = OutputJudge("xla-cpu", f"prompt {number + 1}")
-        bucket = next(spec for place, spec in proof.assignments() if place == number)
-        first = [(several.start(truth.sample), single.start(truth.sample))]
-        cases = {bucket.id: _beside(judge, first, several, single)}
-        following = [
-            (several.advance(token), single.advance(token)) for token in truth.tokens[: proof.decode_steps]
-        ]
-        cases[proof.graphs[-1].spec.id] = _beside(judge, following, several, single)
+    def _compare(self, record: Record) -> dict[str, list[CaseResult]]:
+        """The cases of each graph: what a prompt got from all ranks beside what it got from one."""
+        cases: dict[str, list[CaseResult]] = {}
+        both = zip(record(self.ranks.xla_steps), record(self.single.xla_steps), strict=True)
+        for (bucket, several), (_, single) in both:
+            judge = OutputJudge("xla-cpu", f"prompt {several.visit.prompt + 1}")
+            last = several.visit.steps
+            decode = self.ranks.graphs[-1].spec
+            cases.setdefault(bucket.id, []).extend(_beside(judge, several, single, slice(0, 1), 0))
+            cases.setdefault(decode.id, []).extend(_beside(judge, several, single, slice(1, None), last))
         return cases
 
 
 def _beside(
-    judge: OutputJudge, logits: list[tuple[torch.Tensor, torch.Tensor]], several: Session, single: Session
+    judge: OutputJudge, several: Recording, single: Recording, steps: slice, kept: int
 ) -> list[CaseResult]:
-    pairs = {"logits beside one rank": logits}
+    """A case for the logits of the steps, and one for each side of the caches that were kept."""
+    pairs = {"logits beside one rank": (several.logits[steps], single.logits[steps])}
     for side, name in enumerate(("key caches", "value caches")):
-        both = zip(several.caches(), single.caches(), strict=True)
-        pairs[f"{name} beside one rank"] = [(ours[side], theirs[side]) for ours, theirs in both]
-    return [
-        judge(name, [ours for ours, _ in found], [theirs for _, theirs in found], None)
-        for name, found in pairs.items()
-        if found
-    ]
+        ours, theirs = ([layer[side] for layer in heard.kept[kept]] for heard in (several, single))
+        pairs[f"{name} beside one rank"] = (ours, theirs)
+    return [judge(name, ours, theirs, None) for name, (ours, theirs) in pairs.items() if ours]

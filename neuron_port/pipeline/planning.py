@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuron_port.match.matcher import match
-from neuron_port.pipeline.workbench import Workbench, code_digest, recipe_digest
+from neuron_port.pipeline.workbench import Workbench, code_digest, oracle_name, recipe_digest
 from neuron_port.store import write_json
 from neuron_port.types import LayerGraph, MatchPlan, digest, from_json, to_json
 
@@ -40,7 +40,8 @@ def make_plan(work: Workbench, progress: Callable[[str, int, int], None]) -> tup
         options.tensor_parallel,
         sorted(options.compiler_layers),
         {name: recipe_digest(found) for name, found in work.registry.items()},
-        code_digest("walk", "match", "types", "recipe", "pipeline/planning"),
+        oracle_name(),  # the layers are transformers' own
+        code_digest("walk", "match", "types", "recipe", "checkpoint/quantization", "pipeline/planning"),
     )
 
     def write(folder: Path) -> None:

@@ -48,7 +48,6 @@ def quantization_cost(
     original = Workbench(replace(work.options, weight_format=None), work.checkpoint.unquantized, work.store)
     measure = _forward_costs if work.family == "encoder" else _sequence_costs
     costs, reused = measure(original, work, specs, progress)
-    original.forget_model()
     return QuantizationCost(
         weight_format=str(work.checkpoint.weight_format),
         unit="sample" if work.family == "encoder" else "prompt",
@@ -84,7 +83,9 @@ def _sequence_costs(
     references, all_reused = [], True
     for number in numbers:
         progress(f"prompt {number + 1}, without {work.options.weight_format}", number, len(numbers))
-        references.append(oracle(original, work.sample(number), torch.float32)[0])
+        truth, reused = oracle(original, work.sample(number), torch.float32)
+        references.append(truth)
+        all_reused &= reused
     read_logits: dict[str, list[torch.Tensor]] = {}
     for side, bench in (("reference", original), ("quantized", work)):
         read_logits[side] = []
@@ -93,6 +94,7 @@ def _sequence_costs(
             logits, reused = _read(bench, truth)
             read_logits[side].append(logits)
             all_reused &= reused
+        bench.forget_model()
     costs = []
     for number, truth in zip(numbers, references, strict=True):
         own, _ = oracle(work, work.sample(number), torch.float32)
@@ -141,6 +143,7 @@ def _forward_costs(
     original: Workbench, work: Workbench, specs: Sequence[GraphSpec], progress: Progress
 ) -> tuple[list[PromptCost], bool]:
     reference, first = forward_runs.all_runs(original, specs, progress)
+    original.forget_model()
     quantized, second = forward_runs.all_runs(work, specs, progress)
     costs = []
     for number, prompt in enumerate(work.options.prompts):

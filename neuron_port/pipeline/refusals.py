@@ -12,25 +12,28 @@ from neuron_port.pipeline.options import ConvertOptions
 from neuron_port.pipeline.workbench import Workbench
 
 
-def check_output(output: Path) -> None:
-    """Raise UsageError unless a bundle can be written at `output`; its parent folders are made on the way."""
+def check_output(output: Path, marker: str = MANIFEST, kind: str = "neuron bundle") -> None:
+    """Raise UsageError unless a bundle can be written at `output`; its parent folders are made on the way.
+
+    `marker` is the file by which a folder is known to be a bundle (or something of another `kind`), and replaced.
+    """
     if output.is_symlink() or (output.exists() and not output.is_dir()):
-        kind = "a link" if output.is_symlink() else "a file"
-        raise UsageError(f"`{output}` is {kind}, not a neuron bundle", hint="Choose another --output.")
+        found = "a link" if output.is_symlink() else "a file"
+        raise UsageError(f"`{output}` is {found}, not a {kind}", hint="Choose another --output.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
+        if output.is_dir() and any(output.iterdir()) and not (output / marker).is_file():
             raise UsageError(
-                f"`{output}` is not empty and no neuron bundle: it is not replaced",
+                f"`{output}` is not empty and no {kind}: it is not replaced",
                 hint="Choose another --output, or remove it yourself.",
             )
     except OSError as error:  # a file in the way, no permission, a read-only file system
         raise UsageError(
-            f"No bundle can be written at `{output}`: {error.strerror}", hint="Choose another --output."
+            f"Nothing can be written at `{output}`: {error.strerror}", hint="Choose another --output."
         ) from error
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise UsageError(
-            f"No bundle can be written at `{output}`: Permission denied", hint="Choose another --output."
+            f"Nothing can be written at `{output}`: Permission denied", hint="Choose another --output."
         )
 
 

@@ -18,7 +18,8 @@ from neuron_port.parity.model import OracleRun, check_greedy, check_outputs, poo
 from neuron_port.pipeline.graph_steps import (
     GRAPH_STAGE,
     MODEL_STAGE,
-    PARALLEL_CODE,
+    SIMULATOR_CODE,
+    XLA_CODE,
     GraphSteps,
     Progress,
     refused,
@@ -67,11 +68,17 @@ class SequenceProof(GraphSteps):
                 subject=name,
                 oracle=f"{oracle_name()}, float32",
                 cases=(*found, *pooled(found)) if self.baselines is not None else tuple(found),
-                not_proven=("neuronx-cc has not compiled this graph",),
+                not_proven=("neuronx-cc has not compiled this graph", *self._rows_not_compared()),
                 seconds=seconds[name],
             )
             for name, found in cases.items()
         ], made
+
+    def _rows_not_compared(self) -> list[str]:
+        rows = self.graphs[-1].spec.batch
+        if rows == 1:
+            return []
+        return [f"rows beyond the first of {rows}: all carried the same sequence, and the first was compared"]
 
     def assignments(self) -> list[tuple[int, GraphSpec]]:
         """Each prompt with the smallest bucket that holds it; buckets that none needs get the first prompt too."""
@@ -94,7 +101,7 @@ class SequenceProof(GraphSteps):
             [hashlib.sha256(graph.reference_hlo).hexdigest() for graph in self.graphs],
             bucket.id,
             *self.prompt_key(truth),
-            code_digest("lower/execution", *PARALLEL_CODE, "parity", "port"),
+            code_digest(*XLA_CODE, "pipeline/sequence_proof"),
         )
 
         def write(folder: Path) -> None:
@@ -130,7 +137,7 @@ class SequenceProof(GraphSteps):
             subject=f"{self.dtype_name} {what}",
             oracle=f"{oracle_name()}, float32",
             cases=tuple(cases),
-            not_proven=("no Neuron device has run this model",),
+            not_proven=("no Neuron device has run this model", *self._rows_not_compared()),
             seconds=seconds,
         ), made
 
@@ -141,7 +148,7 @@ class SequenceProof(GraphSteps):
             self.kernel_digests,
             self.work.options.target,
             *self.prompt_key(truth),
-            code_digest("simulator", "execution", *PARALLEL_CODE, "parity", "port"),
+            code_digest(*SIMULATOR_CODE, "pipeline/sequence_proof"),
         )
 
         def write(folder: Path) -> None:
@@ -182,12 +189,12 @@ class SequenceProof(GraphSteps):
     def prompt_key(self, truth: OracleRun) -> tuple[object, ...]:
         """What a prompt's cases depend on besides the graphs and the code."""
         return (
-            [
-                item.shard for graph in self.graphs for item in graph.spec.inputs
-            ],  # no graph says whose part it is given
+            # no graph says whose part it is given
+            [item.shard for graph in self.graphs for item in graph.spec.inputs],
             self.work.checkpoint.revision,
             fingerprints(truth.sample),
             list(truth.tokens),
+            self.decode_steps,
             self.dtype_name,
             oracle_name(),
         )

@@ -40,6 +40,8 @@ from neuron_port.walk.walker import Walk, walk
 
 # Above this the whole-model proofs (float32 oracle, ported weights, XLA's copy) leave a laptop's memory.
 FULL_PROOF_LIMIT_BYTES = 3 * 2**30
+# What decides which values a model has, and what a quantised layer computes of them.
+WEIGHTS_CODE = ("checkpoint/weights", "checkpoint/conversion", "checkpoint/quantization")
 
 
 class Workbench:

@@ -252,12 +252,8 @@ def _kernels(seen: _Seen) -> Ability:
     if seen.has("nki"):
         return Ability(name=name, works="yes", reason=f"nki {seen.real['nki'].version}")
     reason = "only the placeholder of nki is installed" if "nki" in seen.reserved else "lacks nki"
-    return Ability(
-        name=name,
-        works="no",
-        reason=f"{reason}; graphs are compiled without kernels",
-        cure=seen.install("nki==0.6.*"),
-    )
+    reason += "; graphs are compiled without kernels"
+    return Ability(name=name, works="no", reason=reason, cure=seen.install("nki==0.6.*"))
 
 
 def _device(seen: _Seen) -> Ability:

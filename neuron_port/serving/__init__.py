@@ -3,6 +3,7 @@
     cli -> server (HTTP, signals) -> app (routes) -> generate, embed -> engine, embedding (threads) -> backends
 
     bundle.py       what is served: interfaces, weights, hashes        settings.py    how
+    connection.py   time limits of a connection                   http.py        bodies, event streams
     protocol.py     what clients may ask                               answers.py     what they get
     worker.py       a thread that owns a backend                       generation.py  one sequence, one stream
     sampling.py     logits -> token                                    detokenizer.py tokens -> text

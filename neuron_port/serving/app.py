@@ -119,8 +119,10 @@ async def _ready(request: Request) -> Response:
 
 
 async def _live(request: Request) -> Response:
-    """200 as long as the process answers."""
-    return JSONResponse({"status": "live"})
+    """503 when the model has failed, which only a new process cures; 200 otherwise."""
+    service: Service = request.app.state.service
+    failed = service.worker.state == "failed"
+    return JSONResponse({"status": "failed" if failed else "live"}, status_code=503 if failed else 200)
 
 
 async def _metrics(request: Request) -> Response:

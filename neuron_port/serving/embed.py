@@ -28,11 +28,12 @@ async def embeddings(request: Request) -> Response:
     if asked.dimensions is not None:
         raise unsupported("dimensions", param="dimensions")
     texts = prompts_of(asked.input, param="input")
-    if len(texts) > _TEXTS:
-        raise ApiError(400, f"`input` has {len(texts)} texts, at most {_TEXTS} go together.", param="input",
+    engine, jobs = service.embedding_engine, []
+    if len(texts) > (most := min(_TEXTS, engine.capacity)):
+        # Beyond the queue it could never be taken: "try again" would be wrong.
+        raise ApiError(400, f"`input` has {len(texts)} texts, at most {most} go together.", param="input",
             code="invalid_value",
         )  # fmt: skip
-    engine, jobs = service.embedding_engine, []
     for text in texts:
         ids = await service.text.encode(text) if isinstance(text, str) else text
         check_ids(ids, context=engine.context, vocabulary=service.text.vocabulary, param="input")

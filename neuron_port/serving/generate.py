@@ -27,18 +27,31 @@ async def completions(request: Request) -> Response:
     service.check(asked.model, "generate")
     if asked.echo and asked.logprobs is not None:
         raise unsupported("echo together with logprobs", param="echo")
-    prompts, echoes = [], []
-    for prompt in prompts_of(asked.prompt, param="prompt"):
-        ids = await service.text.encode(prompt) if isinstance(prompt, str) else prompt
-        prompts.append(ids)
-        echoes += [prompt if isinstance(prompt, str) else service.text.decode(ids)] * (asked.n or 1)
-    answer = Answer(
-        form="completion", model=service.name, text=service.text, logprobs=asked.logprobs is not None,
-        echoes=echoes if asked.echo else (),
-    )  # fmt: skip
+    given = prompts_of(asked.prompt, param="prompt")
+    _check_choices(service, len(given) * (asked.n or 1))  # before any of them is tokenized
+    prompts = [await service.text.encode(prompt) if isinstance(prompt, str) else prompt for prompt in given]
     most = asked.max_tokens or _COMPLETION_TOKENS
     generations = _generations(service, asked, prompts, most, asked.logprobs)
+    answer = Answer(
+        form="completion", model=service.name, text=service.text, logprobs=asked.logprobs is not None,
+        echoes=_echoes(service, given, asked.n or 1) if asked.echo else (),
+    )  # fmt: skip
     return await _respond(request, service, asked, answer, generations)
+
+
+def _echoes(service: Service, prompts: Sequence[str | list[int]], choices: int) -> list[str]:
+    """The text of the prompt of every choice."""
+    texts = [prompt if isinstance(prompt, str) else service.text.decode(prompt) for prompt in prompts]
+    return [text for text in texts for _ in range(choices)]
+
+
+def _check_choices(service: Service, choices: int) -> None:
+    """Raise ApiError (400) for a request that could never be taken whole."""
+    if choices > service.engine.capacity:
+        raise ApiError(
+            400, f"The request has {choices} choices, the server takes {service.engine.capacity}.", param="n",
+            code="too_many_choices",
+        )  # fmt: skip
 
 
 async def chat_completions(request: Request) -> Response:
@@ -48,6 +61,7 @@ async def chat_completions(request: Request) -> Response:
     service.check(asked.model, "generate")
     if asked.top_logprobs is not None and not asked.logprobs:
         raise ApiError(400, "`top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
+    _check_choices(service, asked.n or 1)
     ids = await service.text.encode_chat([message.plain() for message in asked.messages])
     answer = Answer(form="chat", model=service.name, text=service.text, logprobs=bool(asked.logprobs))
     most = asked.max_completion_tokens or asked.max_tokens or service.engine.context
@@ -79,11 +93,6 @@ def _generations(
     param = "prompt" if isinstance(asked, CompletionRequest) else "messages"
     for ids in prompts:
         check_ids(ids, context=service.engine.context, vocabulary=service.text.vocabulary, param=param)
-    if (choices := len(prompts) * (asked.n or 1)) > service.engine.capacity:
-        raise ApiError(
-            400, f"The request has {choices} choices, the server takes {service.engine.capacity}.", param="n",
-            code="too_many_choices",
-        )  # fmt: skip
     return [
         Generation(
             ids, stream=stream, sampling=sampling, max_tokens=max_tokens, stops=asked.stops,
@@ -109,7 +118,7 @@ async def _respond(
     stream = generations[0].stream
     if asked.stream:
         events = _chunks(answer, generations, with_usage)
-        return EventStream(events, release=stream.cancel, send_seconds=service.settings.send_seconds)
+        return EventStream(events, release=stream.cancel)
     try:
         pieces = await unless_gone(request.receive, _collect(stream, len(generations)))
     finally:

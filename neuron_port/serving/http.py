@@ -94,23 +94,19 @@ class EventStream(Response):
     Args:
         events: JSON values, one for each event.
         release: called once at the end, however it comes.
-        send_seconds: a client that takes nothing for so long is given up.
     """
 
-    def __init__(
-        self, events: AsyncIterator[Any], *, release: Callable[[], None], send_seconds: float
-    ) -> None:
+    def __init__(self, events: AsyncIterator[Any], *, release: Callable[[], None]) -> None:
         self.status_code = 200
         self.background = None
         self._events = events
         self._release = release
-        self._send_seconds = send_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until they end, the client leaves, or it stops reading."""
+        """Send events until they end or the client leaves; one that stops reading is cut off (connection.py)."""
         try:
             await unless_gone(receive, self._stream(scope, receive, send))
-        except (ClientGoneError, TimeoutError):
+        except ClientGoneError:
             return
         finally:
             self._release()
@@ -134,8 +130,7 @@ class EventStream(Response):
 
     async def _put(self, send: Send, text: str) -> None:
         message = {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True}
-        async with asyncio.timeout(self._send_seconds):
-            await send(message)
+        await send(message)
 
 
 _START = {

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from neuron_port.errors import NeuronPortError, UsageError
 from neuron_port.serving.app import make_app
-from neuron_port.serving.errors import ApiError
+from neuron_port.serving.connection import protocol
 from neuron_port.serving.service import Service
 from neuron_port.serving.settings import Settings
 
@@ -63,7 +59,7 @@ async def run(service: Service, stop: Stop, *, announce: Callable[[str], None]) 
     listener = _listen(settings)
     server = _Server(
         uvicorn.Config(
-            make_app(service), http=_protocol(settings), ws="none", lifespan="off", log_config=None,
+            make_app(service), http=protocol(settings), ws="none", lifespan="off", log_config=None,
             access_log=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS, server_header=False,
             timeout_graceful_shutdown=_LAST_WORDS_SECONDS, h11_max_incomplete_event_size=_HEADER_BYTES,
         )
@@ -129,54 +125,3 @@ def _listen(settings: Settings) -> socket.socket:
             hint="Give another --host or --port; port 0 takes a free one.",
         ) from error
     return listener
-
-
-def _protocol(settings: Settings) -> type[H11Protocol]:
-    """uvicorn's protocol, with a time limit for headers, a limit of connections, and errors in OpenAI's shape."""
-
-    class Protocol(H11Protocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._deadline: asyncio.TimerHandle | None = None
-            if len(self.connections) > settings.max_connections:
-                transport.abort()
-                return
-            self._expect_headers()
-
-        def data_received(self, data: bytes) -> None:
-            waiting = self.cycle is None or self.cycle.response_complete
-            super().data_received(data)
-            if waiting and self.cycle is not None and not self.cycle.response_complete:
-                self._cancel_deadline()  # a request has come in whole, as far as its headers go
-            elif waiting and self._deadline is None:
-                self._expect_headers()  # the first part of the next request on this connection
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._cancel_deadline()
-            super().connection_lost(exc)
-
-        def send_400_response(self, msg: str) -> None:
-            """Answer what is no HTTP, unless an answer is already under way."""
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                body = json.dumps(ApiError(400, msg, code="invalid_http").body()).encode()
-                headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
-                start = h11.Response(
-                    status_code=400, headers=[*headers, ("connection", "close")], reason="Bad Request"
-                )
-                for event in (start, h11.Data(data=body), h11.EndOfMessage()):
-                    self.transport.write(self.conn.send(event) or b"")
-            self.transport.close()
-
-        def _expect_headers(self) -> None:
-            self._deadline = self.loop.call_later(settings.header_seconds, self._give_up)
-
-        def _cancel_deadline(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        def _give_up(self) -> None:
-            self._deadline = None
-            self.transport.abort()
-
-    return Protocol

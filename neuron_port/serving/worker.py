@@ -85,13 +85,13 @@ class Worker(Generic[Job]):
 
     def drain(self) -> None:
         """Take no more requests; what waits and runs goes on."""
-        if self._state in ("loading", "ready"):
-            self._set_state("draining")
+        self._set_state("draining", only_from=("loading", "ready"))
 
     def stop(self) -> None:
         """End the thread after its turn, and fail what is still there."""
         with self._changed:
             self._state = "stopped"
+            self.metrics.ready.set(0)
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
@@ -108,8 +108,7 @@ class Worker(Generic[Job]):
             log.exception("The backend could not be loaded")
             self._fail(f"{type(error).__name__}: {error}", error)
             return
-        if self._state == "loading":
-            self._set_state("ready")
+        self._set_state("ready", only_from=("loading",))
         while True:
             with self._changed:
                 while self._state != "stopped" and self.idle:
@@ -143,15 +142,17 @@ class Worker(Generic[Job]):
 
     def _fail(self, problem: str, failure: Exception) -> None:
         self.problem, self.failure = problem, failure
-        self._set_state("failed")
+        self._set_state("failed", only_from=("loading", "ready", "draining"))
         self._abandon(
             unavailable(f"The model cannot be served: {problem}", code="failed", retry_after_seconds=60)
         )
 
-    def _set_state(self, state: State) -> None:
-        if self._state != "stopped":
-            self._state = state
-            self.metrics.ready.set(state == "ready")
+    def _set_state(self, state: State, *, only_from: Sequence[State]) -> None:
+        """Change the state unless it is another: both threads do, and none may undo what the other said."""
+        with self._changed:
+            if self._state in only_from:
+                self._state = state
+                self.metrics.ready.set(state == "ready")
 
     def _send(self, stream: Any, event: Any) -> None:
         """Have `stream.deliver(event)` called in the event loop at the end of this turn."""

@@ -16,6 +16,18 @@ Exchange = Callable[[torch.Tensor], list[torch.Tensor]]  # my tensor -> those of
 _EXCHANGE: ContextVar[Exchange] = ContextVar("neuron_port_exchange")
 
 
+class Joining:
+    """A forward hook that joins what the ranks have of a module's output: no part of what the module computes."""
+
+
+def without_joining(module: torch.nn.Module) -> torch.nn.Module:
+    """The module, its own `Joining` hooks removed; those of the modules inside of it are part of it."""
+    for number, hook in list(module._forward_hooks.items()):
+        if isinstance(hook, Joining):
+            del module._forward_hooks[number]
+    return module
+
+
 @contextmanager
 def exchanging(exchange: Exchange) -> Iterator[None]:
     """Let collectives in this thread ask the other ranks through `exchange`."""

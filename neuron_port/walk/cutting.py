@@ -169,7 +169,7 @@ class Cutter:
 
 
 def _matrix_of(module: torch.nn.Module) -> torch.Tensor:
-    """A linear layer's weight; of a quantised one the weights that its bytes stand for."""
+    """A linear layer's weight."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor), type(module).__name__
     return weight

@@ -112,7 +112,7 @@ def _cut_states(whole: StateLayout, local: StateLayout, ranks: int) -> dict[str,
 
 
 @dataclass(frozen=True)
-class _Sum:
+class _Sum(collectives.Joining):
     """A forward hook: adds up what the ranks have of a module's output."""
 
     ranks: int
@@ -129,7 +129,7 @@ class _Sum:
 
 
 @dataclass(frozen=True)
-class _Gather:
+class _Gather(collectives.Joining):
     """A forward hook: puts what the ranks have of a module's output side by side, along its last axis."""
 
     ranks: int

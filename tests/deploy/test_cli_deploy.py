@@ -79,6 +79,52 @@ def test_a_crashed_run_is_listed_and_destroyed(
     assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket=BUCKET)
 
 
+def test_dry_runs_make_and_end_nothing(
+    region: Region, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`apply --dry-run` shows the plan, `destroy --dry-run` what it would end; both leave everything as it is."""
+    path = tmp_path / "plan.json"
+    arguments = ("--target", "inf2", "--remote", f"s3://{BUCKET}/builds", "-o", str(path))
+    planned = run(capsys, "deploy", "plan", "build", str(bundle), *arguments)[1]
+    assert run(capsys, "deploy", "apply", str(path), "--dry-run")[:2] == (0, planned)
+    assert region.left() == NOTHING
+    kill_while_waiting(region, bundle)
+    before = region.left()
+    job = json.loads(run(capsys, "deploy", "list", "--json")[1])[0]["job"]
+    code, out, err = run(capsys, "deploy", "destroy", job, "--dry-run")
+    assert (code, err) == (0, "Nothing was ended.\n")
+    assert len(out.splitlines()) == 2
+    assert region.left() == before
+
+
+def test_the_files_of_a_job_that_is_done_are_deleted(
+    region: Region, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing carries the job's tags any more: --remote says where its files are, and others' stay."""
+    client = boto3.client("s3")
+    for key in ("builds/mine/job.json", "builds/mine-2/job.json"):
+        client.put_object(Bucket=BUCKET, Key=key, Body=b"{}")
+    code, _, err = run(capsys, "deploy", "destroy", "mine", "--purge")
+    assert code == 2
+    assert "--remote" in err
+    assert run(capsys, "deploy", "destroy", "mine", "--purge", "--remote", f"s3://{BUCKET}/builds")[0] == 0
+    assert [each["Key"] for each in client.list_objects_v2(Bucket=BUCKET)["Contents"]] == [
+        "builds/mine-2/job.json"
+    ]
+
+
+def test_a_stopped_instance_is_destroyed(
+    region: Region, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody stopped an instance of ours: it still pays for its disk, and goes with its job."""
+    kill_while_waiting(region, bundle)
+    identity = region.instances("pending", "running")[0]["InstanceId"]
+    boto3.client("ec2").stop_instances(InstanceIds=[identity])
+    job = json.loads(run(capsys, "deploy", "list", "--json")[1])[0]["job"]
+    assert run(capsys, "deploy", "destroy", job)[0] == 0
+    assert region.instances("stopped", "stopping") == []
+
+
 def test_an_empty_account_is_listed_as_such(region: Region, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing on stdout, a sentence on stderr."""
     assert run(capsys, "deploy", "list") == (0, "", "Nothing of neuron-port in us-east-1.\n")
@@ -111,6 +157,16 @@ def test_a_price_that_is_none(region: Region, bundle: Path, capsys: pytest.Captu
     code, _, err = run(capsys, "deploy", "plan", "build", str(bundle), *arguments)
     assert code == 2
     assert "inf2.xlarge=0.76" in err
+
+
+def test_a_price_of_what_is_not_in_the_table(
+    region: Region, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt type would leave the table's price in force: it is refused, with its neighbour."""
+    arguments = ("--target", "inf2", "--remote", f"s3://{BUCKET}/builds", "--price", "inf2.xlrge=0.5")
+    code, _, err = run(capsys, "deploy", "plan", "build", str(bundle), *arguments)
+    assert code == 2
+    assert "Did you mean `inf2.xlarge`" in err
 
 
 def test_a_manifest_is_printed(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:

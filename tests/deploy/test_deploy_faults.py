@@ -15,6 +15,7 @@ import boto3
 import pytest
 from stand_in_region import BUCKET, NOTHING, Region, build
 
+from neuron_port.cli.remote_options import ended_like_ctrl_c
 from neuron_port.deploy import inventory
 from neuron_port.deploy.aws import Aws
 from neuron_port.deploy.errors import AwsError, DeployError
@@ -478,6 +479,16 @@ def kill_while_waiting(region: Region, bundle: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
+
+
+def test_a_build_that_is_asked_to_end_leaves_nothing(region: Region, bundle: Path, remote: Location) -> None:
+    """SIGTERM while an instance runs: it is terminated and the stack deleted before we end."""
+    region.before_boot = lambda identity: signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
+        build(region, bundle, remote)
+    assert region.instances()
+    assert region.left() == NOTHING
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_killed_build_is_found_and_destroyed(region: Region, bundle: Path) -> None:

@@ -204,6 +204,43 @@ def test_an_endpoint_is_closed_unless_a_cidr_is_given(
     assert {rule["FromPort"] for rule in ours["IpPermissions"]} <= {8000}
 
 
+def test_an_endpoint_that_stands_is_not_taken_for_another(region: Region, compiled: Path) -> None:
+    """The same plan again is harmless; another plan under the same name is refused, and the first one stays."""
+    models = Location(bucket=BUCKET, prefix="endpoints")
+    given = {"remote": models, "instance_type": "inf2.xlarge", "name": "tiny"}
+    first = apply(region, plan_endpoint(Aws(), compiled, **given))
+    assert apply(region, plan_endpoint(Aws(), compiled, **given)) == first
+    with pytest.raises(UsageError, match="`neuron-port-tiny` stands already, with another Allow"):
+        apply(region, plan_endpoint(Aws(), compiled, allow="203.0.113.0/24", **given))
+    assert [each["InstanceId"] for each in region.instances("pending", "running")] == [first["Instance"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "../tiny"}, "Not a name: `../tiny`"),
+        ({"name": "Tiny"}, "Not a name: `Tiny`"),
+        ({"allow": "203.0.113.0/33"}, "Not an IPv4 range"),
+        ({"allow": "203.0.113.7/24"}, "Not an IPv4 range"),
+    ],
+)
+def test_endpoints_that_cannot_be(region: Region, compiled: Path, changes: dict[str, str], said: str) -> None:
+    """A name or a range that AWS would refuse later is refused before anything is uploaded."""
+    given = {"instance_type": "inf2.xlarge", "name": "tiny"} | changes
+    with pytest.raises(UsageError, match=said):
+        plan_endpoint(Aws(), compiled, Location(bucket=BUCKET, prefix="endpoints"), **given)
+
+
+def test_a_bundle_of_several_ranks_is_no_endpoint(region: Region, compiled: Path) -> None:
+    """What the server would refuse on the instance is refused before there is one."""
+    manifest = json.loads((compiled / "neuron_port.json").read_text())
+    manifest["target"]["tp"] = 2
+    (compiled / "neuron_port.json").write_text(json.dumps(manifest))
+    models = Location(bucket=BUCKET, prefix="endpoints")
+    with pytest.raises(UsageError, match="is split over 2 ranks"):
+        plan_endpoint(Aws(), compiled, models, instance_type="inf2.xlarge", name="tiny")
+
+
 def test_a_portable_bundle_is_no_endpoint(region: Region, bundle: Path) -> None:
     """What is not compiled cannot be served on a chip; the command that compiles it is named."""
     models = Location(bucket=BUCKET, prefix="endpoints")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from safetensors.numpy import load_file
 from neuron_port.build.finishing.comparing import compare
 from neuron_port.checkpoint import resolve
 from neuron_port.pipeline.batch_proof import BatchProof, has_own_rows
+from neuron_port.pipeline.forward_proof import _rows
 from neuron_port.pipeline.golden import golden_arrays
 from neuron_port.pipeline.graph_steps import XlaStep
+from neuron_port.pipeline.kernel_proof import KernelProof
 from neuron_port.pipeline.lowering import lower_all
 from neuron_port.pipeline.options import complete_options
 from neuron_port.pipeline.oracle import all_oracles
@@ -202,3 +205,33 @@ def test_only_prefill_graphs_with_a_slot_have_rows_of_their_own(proof: BatchProo
     assert has_own_rows([prefill])
     without = [item for item in prefill.inputs if item.name != "slot"]
     assert not has_own_rows([type(prefill)(**vars(prefill) | {"inputs": tuple(without)})])
+
+
+def test_rows_that_get_no_prompt_on_the_simulator_are_named(proof: BatchProof) -> None:
+    """With a prompt for every row nothing is left open; with fewer prompts than rows the report says so."""
+    assert proof._rows_without_prompt() == []
+    fewer = replace(proof, truths=proof.truths[:2])
+    assert fewer._rows_without_prompt() == [
+        f"the first 1 of {ROWS} rows, with kernels on the simulator: no prompt came to them"
+    ]
+
+
+def test_prefill_kernels_are_proven_on_the_models_own_inputs(proof: BatchProof) -> None:
+    """A prompt is prefilled alone, whatever the batch: its layers' inputs are captured; those of many rows are not."""
+    kernels, walks = KernelProof(proof.work, proof.plan), proof.work.walks(proof.work.dtype)
+    first = {match.layers[0] for match in proof.plan.matches.matches if match.recipe is not None}
+    prefill, decode = (
+        [kernels._capture(walk, layer) is not None for layer in walk.graph.layers if layer.name in first]
+        for walk in (walks[0], walks[-1])
+    )
+    assert prefill
+    assert all(prefill)
+    assert decode
+    assert not any(decode)
+
+
+def test_every_row_of_an_output_is_judged() -> None:
+    """What answers one sample is found in each row, along every axis that counts rows."""
+    assert [tuple(row.shape) for row in _rows(torch.zeros(3, 5), torch.zeros(1, 5))] == [(1, 5)] * 3
+    assert len(_rows(torch.zeros(2, 2), torch.zeros(1, 1))) == 4
+    assert len(_rows(torch.zeros(8, 3), torch.zeros(4, 3))) == 2

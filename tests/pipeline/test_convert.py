@@ -112,7 +112,7 @@ def test_two_buckets_and_a_batch_for_inferentia(home: Path, small_llama: Path, t
     assert finished.code == 0, finished.stderr
     found = manifest(tmp_path / "b")
     assert found["target"]["chip"] == "inf2"
-    assert [graph["id"] for graph in found["graphs"]] == ["prefill_b2_s8", "prefill_b2_s16", "decode_b2_t32"]
+    assert [graph["id"] for graph in found["graphs"]] == ["prefill_b1_s8", "prefill_b1_s16", "decode_b2_t32"]
     proven = {report["subject"] for report in all_hold(tmp_path / "b")["graphs"]}
     assert proven == {graph["id"] for graph in found["graphs"]}
     assert verify_files(tmp_path / "b") == []

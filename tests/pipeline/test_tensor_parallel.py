@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from neuron_port.checkpoint import resolve
+from neuron_port.checkpoint import quantized, resolve
 from neuron_port.lower import read_module
+from neuron_port.pipeline.batch_proof import BatchProof
 from neuron_port.pipeline.degree import with_degree
 from neuron_port.pipeline.lowering import lower_all
 from neuron_port.pipeline.options import complete_options
 from neuron_port.pipeline.oracle import all_oracles
+from neuron_port.pipeline.parallel_proof import OneRankProof
 from neuron_port.pipeline.planning import make_plan
 from neuron_port.pipeline.sequence_proof import SequenceProof
 from neuron_port.pipeline.workbench import Workbench
 from neuron_port.store import Store
-from neuron_port.types import CaseResult, Shard, TensorSpec
+from neuron_port.types import CaseResult, Checkpoint, Shard, TensorSpec
 from neuron_port.walk.sharding import Sharding
 from tests.pipeline.command import convert, failed, manifest, parity
 
@@ -106,16 +109,10 @@ def test_the_interface_says_which_part_a_rank_has(ranked_bundle: Path) -> None:
     assert found["model.norm.weight"]["shard"] is None
 
 
-def proof_of(model: Path, sharding: Sharding | None = None) -> SequenceProof:
+def proof_of(model: Path, sharding: Sharding | None = None, **changed: Any) -> SequenceProof:
     """Proof 2 of the small Llama on two ranks; with `sharding`, cut differently from what its plan says."""
-    options = complete_options(
-        str(model),
-        dtype="float32",
-        buckets=(16,),
-        cache_length=32,
-        new_tokens=4,
-        tensor_parallel=RANKS,
-    )
+    asked: dict[str, Any] = {"buckets": (16,), "cache_length": 32, "new_tokens": 4, "tensor_parallel": RANKS}
+    options = complete_options(str(model), dtype="float32", **(asked | changed))
     store = Store()
     work = Workbench(options, resolve(options.model, store=store), store)
     plan, _ = make_plan(work, nothing)
@@ -124,7 +121,8 @@ def proof_of(model: Path, sharding: Sharding | None = None) -> SequenceProof:
         plan = replace(plan, key=f"{plan.key} cut differently")
     graphs, _ = lower_all(work, plan, torch.float32, nothing)
     truths, _ = all_oracles(work, nothing)
-    return SequenceProof(
+    proof = BatchProof if options.batch > 1 else SequenceProof
+    return proof(
         work=work, plan=plan, dtype=torch.float32, graphs=graphs, truths=truths[torch.float32], baselines=None
     )
 
@@ -157,6 +155,57 @@ def test_a_wrong_slice_fails_where_it_shows(ranked_bundle: Path, small_llama: Pa
     assert all(case.passed for case in prefill["key caches"])
 
 
+def beside_one_rank(proof: SequenceProof) -> dict[str, list[CaseResult]]:
+    """The cases of every graph beside one rank's."""
+    return {report.subject: list(report.cases) for report in OneRankProof(proof).reports(nothing)[0]}
+
+
+def test_four_ranks_agree_with_one_in_every_bucket(home: Path, small_llama: Path) -> None:
+    """Two ranks share each of two key/value heads; a bucket that no prompt needs is compared as the others are."""
+    found = beside_one_rank(proof_of(small_llama, tensor_parallel=4, buckets=(16, 24)))
+    assert set(found) == {"prefill_b1_s16", "prefill_b1_s24", "decode_b1_t32"}
+    for cases in found.values():
+        assert {case.name.partition(" · ")[2] for case in cases} == {
+            "logits beside one rank",
+            "key caches beside one rank",
+            "value caches beside one rank",
+        }
+        assert all(case.passed and case.metrics["relative_max"] < 1e-5 for case in cases)
+
+
+def test_a_wrong_slice_is_not_what_one_rank_answers(home: Path, small_llama: Path) -> None:
+    """Value projections that are cut in the wrong places give other logits and value caches than one rank."""
+    made = proof_of(small_llama).work.sharding
+    assert made is not None
+    wrong = {**made.tensors, VALUES: Shard(ranks=2, axis=0, blocks=2, units=2)}
+    for cases in beside_one_rank(proof_of(small_llama, replace(made, tensors=wrong))).values():
+        assert {case.name.partition(" · ")[2] for case in cases if case.passed} <= {
+            "key caches beside one rank"
+        }
+
+
+@pytest.mark.parametrize("is_right", [True, False], ids=["as they are", "another token in the last row"])
+def test_every_row_of_a_batch_is_compared_with_one_rank(
+    home: Path, small_llama: Path, is_right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows have prompts of their own on both sides, so that a difference in one row alone is found."""
+    proof = proof_of(small_llama, batch=3)
+    assert isinstance(proof, BatchProof)
+    *prefills, decode = proof.xla_steps
+
+    def changed(inputs: Any, states: Any) -> Any:
+        ids, *others = inputs
+        ids = ids.clone()
+        ids[-1] += 1
+        return decode([ids, *others], states)
+
+    if not is_right:
+        changed.spec = decode.spec  # type: ignore[attr-defined]
+        monkeypatch.setitem(proof.__dict__, "xla_steps", [*prefills, changed])
+    cases = OneRankProof(proof)._compare(partial(proof.recordings, progress=nothing))["decode_b3_t32"]
+    assert all(case.passed for case in cases) == is_right
+
+
 @pytest.mark.parametrize(
     ("ranks", "sentence"),
     [(3, "has 4 attention heads, which 3 ranks cannot share evenly"), (0, "at least one rank: `0`")],
@@ -183,3 +232,20 @@ def test_a_presets_ranks_are_taken_only_where_one_core_is_too_small(home: Path, 
     uneven = replace(options, preset_ranks=3)
     assert with_degree(uneven, large, store, said.append).tensor_parallel == 1
     assert "4 attention heads, which 3 ranks cannot share" in said.pop()
+
+
+def test_quantised_weights_are_not_cut_by_a_presets_ranks(home: Path, small_llama: Path) -> None:
+    """Where one core is too small for them the model stays on one core all the same, and that is said."""
+    said: list[str] = []
+    store = Store()
+    options = replace(complete_options(str(small_llama), new_tokens=2), preset_ranks=2, weight_format="int8")
+    checkpoint = quantized(resolve(options.model, store=store), "int8")
+    name = f"{DOWN}.weight_int8"
+
+    def with_bytes(count: int) -> Checkpoint:
+        return replace(checkpoint, weights={name: TensorSpec(shape=(count,), dtype="int8")})
+
+    assert with_degree(options, with_bytes(20 << 30), store, said.append).tensor_parallel == 1
+    assert said.pop() == "converted for one core; its preset proposes 2: --tensor-parallel 2"
+    assert with_degree(options, with_bytes(40 << 30), store, said.append).tensor_parallel == 1
+    assert said.pop().endswith("still it is converted for one: int8 weights are not cut yet")

@@ -14,7 +14,14 @@ import pytest
 
 from neuron_port.errors import UsageError
 from neuron_port.serving.settings import Settings
-from tests.serving.conftest import HashingGenerator, Running, expected_text, fake_bundle, running
+from tests.serving.conftest import (
+    HashingEmbedder,
+    HashingGenerator,
+    Running,
+    expected_text,
+    fake_bundle,
+    running,
+)
 
 Serve = Callable[..., Running]
 
@@ -58,6 +65,9 @@ BAD = [
     ("completions", BASE | {"prompt": ["x", 3]}, 400, "prompt", "invalid_value"),
     ("completions", BASE | {"prompt": [3, -1]}, 400, "prompt", "invalid_value"),
     ("completions", BASE | {"prompt": [3, 10**9]}, 400, "prompt", "invalid_value"),
+    ("completions", BASE | {"prompt": [3, 10**30]}, 400, "prompt", "invalid_value"),
+    ("completions", BASE | {"prompt": [3, 10**30], "echo": True}, 400, "prompt", "invalid_value"),
+    ("completions", BASE | {"prompt": ["x"] * 4000}, 400, "n", "too_many_choices"),
     ("completions", BASE | {"prompt": "x" * 65}, 400, "prompt", "context_length_exceeded"),
     ("completions", BASE | {"wibble": 1}, 400, "wibble", "unknown_parameter"),
     ("completions", BASE | {"suffix": "end"}, 400, "suffix", "unsupported_parameter"),
@@ -185,6 +195,37 @@ def test_what_is_no_http_is_refused(server: Running) -> None:
     received = talk(server, b"\x16\x03\x01 hello\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 400")
     assert b'"code": "invalid_http"' in received
+
+
+def test_a_body_that_trickles_after_its_answer_is_cut_off(server: Running) -> None:
+    """A route that reads no body answers at once; bytes of a body without end do not keep the connection."""
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n{")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"{")
+        with contextlib.suppress(ConnectionResetError):
+            while connection.recv(65536):  # which would time out if the connection stayed open
+                pass
+
+
+def send_and_never_read(connection: socket.socket, data: bytes) -> None:
+    while True:
+        connection.sendall(data)
+
+
+def test_a_client_that_takes_no_answer_is_cut_off(serve: Serve) -> None:
+    """An answer that is not streamed, and of which the client takes nothing, holds its connection for `send_seconds`."""
+    server = serve(HashingEmbedder(), send_seconds=0.2, max_queue=2048)
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    body = json.dumps({"model": "tiny", "input": ["x"] * 2048}).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(30)
+        connection.connect((host, int(port)))
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_and_never_read(connection, head + body)
 
 
 def test_half_a_request_and_gone(server: Running) -> None:

@@ -40,6 +40,7 @@ def test_base64_is_the_same(serve: Serve) -> None:
         ({"input": "x" * 33}, "input", "context_length_exceeded"),
         ({"input": ["ok", ""]}, "input", "invalid_value"),
         ({"input": ["x"] * 2049}, "input", "invalid_value"),
+        ({"input": ["x"] * 261}, "input", "invalid_value"),  # more than rows and queue ever take
         ({"dimensions": 2}, "dimensions", "unsupported_parameter"),
         ({"encoding_format": "hex"}, "encoding_format", "invalid_value"),
     ],

@@ -238,7 +238,7 @@ def test_an_error_in_a_stream_is_an_event(serve: Serve) -> None:
 
 
 def test_failing_again_and_again_is_said(serve: Serve) -> None:
-    """After three failures in a row the server is not ready, refuses with 503, and still answers /health."""
+    """After three failures in a row the server refuses with 503, is neither ready nor live, and still says why."""
     server = serve(HashingGenerator(broken=frozenset(range(100))))
     for _ in range(3):
         with pytest.raises(openai.InternalServerError):
@@ -248,7 +248,8 @@ def test_failing_again_and_again_is_said(serve: Serve) -> None:
     assert refused.value.status_code == 503
     health = httpx.get(f"{server.url}/../health")
     assert (health.status_code, health.json()["status"]) == (503, "failed")
-    assert httpx.get(f"{server.url}/../health/live").status_code == 200
+    live = httpx.get(f"{server.url}/../health/live")
+    assert (live.status_code, live.json()) == (503, {"status": "failed"})
 
 
 def test_a_backend_that_cannot_be_loaded_ends_the_server(tokenizer_folder: Path) -> None:
