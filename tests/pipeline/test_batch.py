@@ -163,7 +163,7 @@ def batched_bundle(_session_home: Path, small_llama: Path, tmp_path_factory: pyt
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_batched_bundle_takes_one_prompt_and_decodes_all_rows(batched_bundle: Path) -> None:
     """The prefill graph has a slot and states of the whole batch, aliased; both dtypes' proofs hold in a batch."""
     assert [graph["id"] for graph in manifest(batched_bundle)["graphs"]] == [
@@ -185,7 +185,7 @@ def test_a_batched_bundle_takes_one_prompt_and_decodes_all_rows(batched_bundle: 
     assert golden["positions"].tolist() == [6, 10, 14, 6]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_conversion_again_proves_nothing_anew(
     batched_bundle: Path, home: Path, small_llama: Path, tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def sources(bundle: Path) -> set[str]:
     return {entry["source"] for graph in graphs for entry in graph["inputs"] if entry["role"] == "weight"}
 
 
-@pytest.mark.parametrize("mode", ["copy", pytest.param("link", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["copy", pytest.param("link", marks=pytest.mark.long)])
 def test_mixtral_from_its_own_files(mode: str, mixtral: Path, home: Path, tmp_path: Path) -> None:
     """All proofs hold; every weight that a graph reads is found under its name, and the lock says of what it is made."""
     bundle = tmp_path / "b"

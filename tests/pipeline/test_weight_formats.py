@@ -36,9 +36,9 @@ def bundles(small_llama: Path, _session_home: Path, tmp_path_factory: pytest.Tem
 
 FORMS = [
     ("int8", "float32"),
-    pytest.param("fp8", "float32", marks=pytest.mark.slow),
-    pytest.param("int8", "bfloat16", marks=pytest.mark.slow),
-    pytest.param("fp8", "bfloat16", marks=pytest.mark.slow),
+    pytest.param("fp8", "float32", marks=pytest.mark.long),
+    pytest.param("int8", "bfloat16", marks=pytest.mark.long),
+    pytest.param("fp8", "bfloat16", marks=pytest.mark.long),
 ]
 
 
@@ -104,7 +104,7 @@ def test_the_cost_is_told(bundles: Any) -> None:
     assert "What int8 weights cost" in (bundle / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fp8_costs_more_than_int8(bundles: Any) -> None:
     """With three bits of mantissa weights are further off than with seven bits and one scale for each row."""
     costs = [bundles(form, "float32")[1]["quantization_cost"]["means"]["kl_mean"] for form in ("int8", "fp8")]
