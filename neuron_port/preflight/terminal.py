@@ -55,14 +55,19 @@ def _section(title: str, body: RenderableType) -> RenderableType:
     return Group(Text(f"\n{title}", style="bold"), Padding(body, (0, 0, 0, 2)))
 
 
+LONGEST_TYPE = len("trn1n.32xlarge")
+
+
 def _table(*columns: str) -> Table:
-    """A plain table; a column whose name begins with `>` is aligned to the right."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    """A plain table; a column whose name begins with `>` is aligned to the right, one with `!` is never cut."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     for column in columns:
+        name = column.lstrip(">!")
         table.add_column(
-            column.removeprefix(">"),
+            name,
             justify="right" if column[0] == ">" else "left",
-            no_wrap=column[0] == ">",
+            no_wrap=column[0] == "!",
+            min_width=LONGEST_TYPE if column[0] == "!" else max(map(len, name.split())),
         )
     return table
 
@@ -117,7 +122,7 @@ def _shares(shares: Sequence[Share]) -> RenderableType:
 
 
 def _candidates(report: CheckReport) -> RenderableType:
-    table = _table("type", "runs it", ">degree", ">replicas", ">$/hour", ">sequences", "memory")
+    table = _table("!type", "runs it", ">degree", ">replicas", ">$/hour", ">sequences", "memory")
     for one in report.candidates:
         table.add_row(
             one.instance,
@@ -135,16 +140,15 @@ def _speeds(report: CheckReport) -> RenderableType:
     encoder = report.anatomy.family == "encoder"
     rate, unit = ">inputs/s" if encoder else ">tokens/s", unit_of(report)
     table = _table(
-        "type",
+        "!type",
         ">cores",
         rate,
         ">ms each",
         ">first ms",
-        ">prompt tok/s",
+        ">prompt k/s",
         f">$/M {unit}",
         f">J/{unit[:-1]}",
         ">price",
-        "bound by",
     )
     for one in report.speeds:
         table.add_row(*_speed_cells(one), style="bold" if one.kind == "neuron" else None)
@@ -160,11 +164,10 @@ def _speed_cells(one: Speed) -> tuple[str, ...]:
         f"{main or 0:,.0f}",
         f"{each:,.1f}" if each is not None else "",
         f"{one.first_token_milliseconds:,.0f}",
-        f"{one.prefill_tokens_per_second:,.0f}",
+        f"{one.prefill_tokens_per_second / 1000:,.{0 if one.prefill_tokens_per_second >= 10_000 else 1}f}",
         money(one.usd_per_million_tokens) if one.usd_per_million_tokens is not None else "unknown",
         f"{one.joules_per_token:,.3g}" if one.joules_per_token is not None else "unknown",
         one.price.confidence,
-        one.bound_by,
     )
 
 
@@ -173,7 +176,8 @@ def _basis(report: CheckReport) -> RenderableType:
     speeds = {one.speed.source: one for one in report.speeds}
     prompt = f"first ms: a prompt of {max(1, report.context // 2)} tokens; " if report.state_bytes else ""
     lines = [
-        f"{prompt}cores: replicas x degree, each replica at the asked batch",
+        f"{prompt}cores: replicas x degree, each replica at the asked batch; "
+        "prompt k/s: thousands of prompt tokens per second",
         f"prices: on demand, {report.region}, {report.prices_date} unless marked low; --price TYPE=USD replaces one",
         "joules: published maximum of the accelerators alone, host and cooling not in it; AWS publishes none for "
         "Inferentia2 and Trainium",
