@@ -13,7 +13,14 @@ from typing import Any, Literal
 from neuron_port.build import load_manifest
 from neuron_port.deploy.locations import Location
 from neuron_port.errors import UsageError
-from neuron_port.instances import Instance, compile_hosts, instance, instances_of, with_prices
+from neuron_port.instances import (
+    Instance,
+    compile_hosts,
+    compile_memory_gib,
+    instance,
+    instances_of,
+    with_prices,
+)
 
 PhaseName = Literal["compile", "verify"]
 Market = Literal["spot", "on-demand"]
@@ -26,9 +33,6 @@ DEFAULT_MAX_USD = 10.0
 # image compiles and verifies: a NEFF is compiled again when the compiler is another.
 IMAGE = "/aws/service/neuron/dlami/multi-framework/ubuntu-24.04/latest/image_id"
 NRTPY = "nrtpy==2.34.10"  # SDK 2.32
-# Memory for neuronx-cc by parameters per core, in billions. Assumed, on the safe side of aws-neuron-sdk#1222 (8B killed
-# in 32 GiB); `--compile-instance` overrides.
-MEMORY_GIB_BY_BILLIONS = ((0.5, 32), (2, 64), (9, 128), (20, 256), (float("inf"), 512))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +146,12 @@ def _compile_machine(manifest: Mapping[str, Any], options: Options) -> Instance:
     """The cheapest CPU instance with enough memory; compiling needs memory and no chip."""
     if options.compile_instance is not None:
         return _priced(instance(options.compile_instance), options)
-    billions = manifest["model"]["params"] / 1e9 / manifest["target"].get("tp", 1)
-    memory_gib = next(gib for limit, gib in MEMORY_GIB_BY_BILLIONS if billions <= limit)
+    on_a_core = manifest["model"]["params"] / manifest["target"].get("tp", 1)
+    memory_gib = compile_memory_gib(on_a_core)
     hosts = [host for host in with_prices(compile_hosts(), options.prices) if host.memory_gib >= memory_gib]
     if not hosts:
         raise UsageError(
-            f"No CPU instance of the table has {memory_gib} GiB for compiling {billions:.0f}B parameters per core",
+            f"No CPU instance of the table has {memory_gib} GiB for compiling {on_a_core / 1e9:.0f}B parameters per core",
             hint="Name one with --compile-instance, or use more tensor parallelism.",
         )
     return _priced(hosts[0], options)

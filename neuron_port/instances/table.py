@@ -86,6 +86,17 @@ def compile_hosts() -> tuple[Instance, ...]:
     return _by_price(entry for entry in _table().values() if entry.kind == "cpu")
 
 
+# Largest count of parameters on one core -> memory in GiB of a host that compiles the graph. Public reports: an 8B model
+# was killed on 32 GiB (aws-neuron-sdk issue 1222), Stable Diffusion 2.1 on 16 GiB (aws-neuron-samples issue 10). The
+# rest is interpolation, on the safe side.
+_COMPILE_MEMORY_GIB = ((5e8, 32), (2e9, 64), (9e9, 128), (2e10, 256), (float("inf"), 512))
+
+
+def compile_memory_gib(parameters: float) -> int:
+    """Memory that neuronx-cc wants of its host for a graph with that many parameters on one core; low confidence."""
+    return next(memory for limit, memory in _COMPILE_MEMORY_GIB if parameters <= limit)
+
+
 def all_instances() -> tuple[Instance, ...]:
     """Every instance type of the table, in its order."""
     return tuple(_table().values())

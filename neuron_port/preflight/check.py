@@ -16,6 +16,7 @@ from neuron_port.errors import UsageError
 from neuron_port.instances import (
     Instance,
     compile_hosts,
+    compile_memory_gib,
     gpu_instances,
     instance,
     instances_of,
@@ -49,9 +50,6 @@ from neuron_port.store import Store
 TARGETS = tuple(LISTED_DEGREES)
 DEFAULT_CONTEXT = 4096
 DEFAULT_TEXT = 128  # tokens of a text that an encoder reads
-# Largest model in parameters -> memory of a host that compiles it. Public reports: an 8B model was killed on 32 GiB
-# (aws-neuron-sdk issue 1222), Stable Diffusion 2.1 on 16 GiB (aws-neuron-samples issue 10). The rest is interpolation.
-COMPILE_MEMORY_GIB = ((1e9, 32), (4e9, 64), (2e10, 128), (float("inf"), 256))
 
 
 def check(
@@ -91,7 +89,7 @@ def check(
         shares=shares,
         candidates=candidates,
         speeds=_speeds(candidates, options, sizes, work, shares),
-        compile_host=_compile_host(made_of, options),
+        compile_host=_compile_host(made_of, options, chosen),
         findings=_findings(sizes, work, options.target, chosen),
         support=support_of(options.target, _model_type(found)),
         notes=notes_of(sizes, options, found.config),
@@ -207,9 +205,9 @@ def _by_token(one: Speed) -> tuple[bool, float]:
     return one.usd_per_million_tokens is None, one.usd_per_million_tokens or 0.0
 
 
-def _compile_host(made_of: Anatomy, options: CheckOptions) -> CompileHost:
+def _compile_host(made_of: Anatomy, options: CheckOptions, chosen: Candidate | None) -> CompileHost:
     """The cheapest CPU instance with the memory that compiling wants, and which of the target's own have it."""
-    needed = next(memory for limit, memory in COMPILE_MEMORY_GIB if made_of.total <= limit)
+    needed = compile_memory_gib(made_of.total / ((chosen and chosen.degree) or 1))
     host = next(entry for entry in with_prices(compile_hosts(), options.prices) if entry.memory_gib >= needed)
     return CompileHost(
         memory_gib=needed,
