@@ -47,8 +47,8 @@ def gemma() -> Any:
             {"embedding", "attention", "layer_norm", "linear"},
         ),
         (gemma, set(), {"embedding", "rms_norm", "linear", "attention", "rope", "rope_table", "gated_mlp"}),
-        pytest.param(gpt2, set(), {"layer_norm", "linear", "mlp", "residual_add"}, marks=pytest.mark.slow),
-        pytest.param(qwen2, set(), {"linear", "rms_norm", "gated_mlp"}, marks=pytest.mark.slow),
+        pytest.param(gpt2, set(), {"layer_norm", "linear", "mlp", "residual_add"}, marks=pytest.mark.long),
+        pytest.param(qwen2, set(), {"linear", "rms_norm", "gated_mlp"}, marks=pytest.mark.long),
     ],
 )
 def test_what_no_recipe_computes_goes_to_the_compiler(
