@@ -12,7 +12,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 help:
 	@echo "make demo    convert SmolLM2-135M end to end and prove it (main job)"
 	@echo "make test    run the tests"
-	@echo "make test-long  run those that take minutes: every zoo architecture through the lowering, more conversions"
+	@echo "make test-long  run those that take minutes: every zoo architecture lowered, every benchmark task and recipe graded, more conversions"
 	@echo "make check   linters and type checker"
 	@echo "make bench   benchmarks, side by side with what one would use instead"
 

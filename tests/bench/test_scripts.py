@@ -76,7 +76,7 @@ def test_plans_are_checked(found: BenchTask, reply: ScriptedReply) -> None:
 @pytest.mark.parametrize(
     ("found", "reply"), [pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}") for pair in KERNELS]
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_kernels_fail_as_their_header_says(found: BenchTask, reply: ScriptedReply) -> None:
     """A reply with a mistake is refused with that class of error and those words, one without passes hidden cases."""
     words = MESSAGES.get(reply.name.partition("-")[2], "")

@@ -79,7 +79,7 @@ def test_the_golden_kernel_imports_only_nki_and_math(found: BenchTask) -> None:
 
 
 @each_task
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_golden_kernel_is_right(found: BenchTask) -> None:
     """Public and hidden cases pass, on Trn2's rules and on Inf2's; freezing the oracle shows a task with a point."""
     for target in ("trn2", "inf2"):
