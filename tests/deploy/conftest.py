@@ -41,7 +41,10 @@ def region(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Re
         if name.startswith("AWS_"):
             monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).read()
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")
+    ) as answer:
+        answer.read()
     boto3.setup_default_session()
     publish_image(jobs.IMAGE)
     boto3.client("s3").create_bucket(Bucket=BUCKET)

@@ -118,7 +118,7 @@ def proof_of(model: Path, sharding: Sharding | None = None, **changed: Any) -> S
     plan, _ = make_plan(work, nothing)
     if sharding is not None:
         work.__dict__["sharding"] = sharding
-        plan = replace(plan, key=f"{plan.key} cut differently")
+        plan = replace(plan, key=f"{plan.key} cut as {sharding}")
     graphs, _ = lower_all(work, plan, torch.float32, nothing)
     truths, _ = all_oracles(work, nothing)
     proof = BatchProof if options.batch > 1 else SequenceProof

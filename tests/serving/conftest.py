@@ -114,11 +114,15 @@ class Running:
     service: Service
     stop: Callable[[], None]
     lines: list[str]
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(
+        """A client of this server, closed when it ends."""
+        made = openai.OpenAI(
             base_url=self.url, **{"api_key": "none", "max_retries": 0, "timeout": 30} | options
         )
+        self.clients.append(made)
+        return made
 
 
 @contextmanager
@@ -150,7 +154,10 @@ def running(service: Service) -> Iterator[Running]:
         assert not failure, failure
         found = re.search(r"http://\S+/v1", lines[0])
         assert found is not None
-        yield Running(url=found.group(), service=service, stop=stop.ask, lines=lines)
+        server = Running(url=found.group(), service=service, stop=stop.ask, lines=lines)
+        yield server
+        for client in server.clients:
+            client.close()
     finally:
         stop.ask()
         thread.join(60)

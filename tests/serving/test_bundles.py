@@ -247,9 +247,11 @@ def test_the_command_serves_drains_and_exits(bundle: Path, greedy: Callable[[str
         assert url is not None
         while "is ready" not in process.stderr.readline():
             assert process.poll() is None
-        client = openai.OpenAI(base_url=url.group(), api_key="right-key", max_retries=0)
         assert httpx.get(f"{url.group()}/models").status_code == 401
-        with ThreadPoolExecutor(8) as pool:
+        with (
+            openai.OpenAI(base_url=url.group(), api_key="right-key", max_retries=0) as client,
+            ThreadPoolExecutor(8) as pool,
+        ):
             begun = threading.Event()
 
             def one(prompt: str) -> str:
