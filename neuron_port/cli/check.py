@@ -81,6 +81,7 @@ def check(
 
 
 def _run(options: dict[str, Any], *, quiet: bool) -> CheckReport:
+    gc.disable()  # a tenth of the time goes to it: imports make millions of objects, and the process ends soon
     from neuron_port.preflight.check import check as run
     from neuron_port.preflight.records import CheckOptions
 
